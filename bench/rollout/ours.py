@@ -17,7 +17,7 @@ from segserve_operator.api.rollout_policy import RolloutPolicy, RolloutStep, Slo
 from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.evidence import EvidenceWindow
 from segserve_operator.core.gates import informed, measured_gates, started
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import ProbeCounts
 from segserve_operator.core.rollout.engine import Progress, Signals, next_transition, watch, weights
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.policy import engine_policy
@@ -255,7 +255,7 @@ def _probes(left: Runs, now_s: float) -> NDArray[np.int8]:
     for run in np.flatnonzero(left.progress.phase == Phase.QUARANTINED):
         stable, candidate = (int(each) for each in left.asked[run])
         failed = int(left.failed[run, STABLE]), int(left.failed[run, CANDIDATE])
-        finding = CheckResult("probe", now_s, done=False, asked=(stable, candidate), failed=failed)
+        finding = ProbeCounts((stable, candidate), failed, done=False)
         found[run] = probe_outcome(finding, now_s - float(left.progress.since_s[run]))
     return found
 

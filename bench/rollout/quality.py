@@ -8,7 +8,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import GoldenQualityGate
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import CheckResult, Scores
+from segserve_operator.core.gates.checks import Scores
 from segserve_operator.core.gates.golden_quality import judge
 from segserve_operator.core.rollout.policy import alpha_shares
 
@@ -47,5 +47,5 @@ def golden(fault: Fault, runs: int, policy: RolloutPolicy, rng: np.random.Genera
             classes={"rare": (float(rare[run]), float(stable[run, :RARE_IMAGES].mean()))},
             means={"iou": (float(candidate[run].mean()), float(stable[run].mean()))},
         )
-        found[run] = _ANSWERS[judge(spec, CheckResult("golden", 0.0, scores=scores), policy, level).outcome]
+        found[run] = _ANSWERS[judge(spec, scores, policy, level).outcome]
     return found

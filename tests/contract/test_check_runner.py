@@ -15,7 +15,7 @@ from fakes.platform import Found
 from fakes.waiting import HANG_S
 from segserve_operator.adapters.checks.runner import KINDS, BackgroundCheckRunner
 from segserve_operator.api.rollout_policy import WebhookGate
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckResult, ServiceStatus
 
 EVERY_S = 0.02
 GATE = WebhookGate(name="latency-budget", url="http://service.example/")
@@ -38,9 +38,7 @@ class InMemory:
         self.now_s += seconds
 
     async def answer(self, *, passes: bool) -> None:
-        self.check_runner.answers["check"] = lambda check: CheckResult(
-            check.key, self.now_s, status=200 if passes else 404
-        )
+        self.check_runner.answers["check"] = lambda _: ServiceStatus(200 if passes else 404)
         self.check_runner.check_results()
         del self.check_runner.answers["check"]
 
@@ -56,7 +54,7 @@ class InBackground:
     async def ask(self, asked: Check, tools: Any, tell: Any) -> CheckResult:
         self.begun.append(asked)
         self.under_way.append(asyncio.get_running_loop().create_future())
-        return CheckResult(asked.key, 1000.0, status=200 if await self.under_way[-1] else 404)
+        return ServiceStatus(200 if await self.under_way[-1] else 404)
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

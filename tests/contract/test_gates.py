@@ -41,7 +41,7 @@ from segserve_operator.core.gates.base import (
     judge_webhook,
     no_answer,
 )
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import CheckResult, FailedCheck, ResourceSamples, Scores, ServiceStatus
 from segserve_operator.core.rollout.decisions import Rules
 from segserve_operator.core.rollout.engine import Progress
 from segserve_operator.core.rollout.phases import Phase
@@ -110,14 +110,14 @@ def test_an_empty_window_proves_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHECKED)
-@pytest.mark.parametrize("result", [{}, {"done": False}, {"problem": "nobody answers"}])
-def test_a_checked_gate_is_undecided_without_a_result_and_says_why(name: str, result: dict[str, Any]) -> None:
+@pytest.mark.parametrize("result", [Scores(), ResourceSamples(()), FailedCheck("nobody answers")])
+def test_a_checked_gate_is_undecided_without_a_result_and_says_why(name: str, result: CheckResult) -> None:
     gate = GATES[name]
 
-    verdict = gate.judge(spec_of(name), CheckResult("key", 0.0, **result), RolloutPolicy(), 0.0025)
+    verdict = gate.judge(spec_of(name), result, RolloutPolicy(), 0.0025)
 
     assert verdict.outcome is Outcome.UNDECIDED
-    assert result.get("problem", "") in verdict.message
+    assert getattr(result, "problem", "nothing to judge") in verdict.message
 
 
 @pytest.mark.parametrize("name", CHECKED)
@@ -151,7 +151,7 @@ class AuditGate(CheckedGateSpec):
 
 
 def judge_audit(spec: AuditGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
-    if result.status is None:
+    if not isinstance(result, ServiceStatus):
         return no_answer("audit", result)
     return Verdict("audit", Outcome.PASS, "Audited", f"{spec.auditor}: {result.status}")
 
@@ -228,7 +228,7 @@ def test_an_added_checked_gate_has_its_check_and_holds_the_rollout_until_it_pass
     assert (check.purpose, check.gate, check.interval_s) == ("check", "audit", 30.0)
     assert not gather_signals(RolloutCase(record, PROGRESSING, ROLES, observed, before)).allowed
 
-    after = replace(before, check_results={check.key: CheckResult(check.key, 0.0, status=200)})
+    after = replace(before, check_results={check.key: ServiceStatus(200)})
     judged = replace(record, verdicts=verdicts_with(RolloutCase(record, PROGRESSING, ROLES, observed, after)))
     assert [(verdict.gate, verdict.message) for verdict in judged.verdicts] == [("audit", "Ada: 200")]
     assert gather_signals(RolloutCase(judged, PROGRESSING, ROLES, observed, after)).allowed
@@ -270,7 +270,7 @@ def test_a_gate_of_a_user_is_asked_and_judged_by_its_own_name() -> None:
     asked = checks(RolloutCase(record, quiet, ROLES, observed, now))
     after = replace(
         world(observed, groups=groups),
-        check_results={check.key: CheckResult(check.key, 0.0, status=404) for check in asked},
+        check_results={check.key: ServiceStatus(404) for check in asked},
     )
     judged = replace(record, verdicts=verdicts_with(RolloutCase(record, PROGRESSING, ROLES, observed, after)))
     read = record_of({**manifest_of(judged), "status": status_of(judged, datetime.now(UTC))}, ())

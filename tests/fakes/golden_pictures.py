@@ -126,7 +126,7 @@ def context_of(listener: InternalListener | None = None, *, local: bool = True, 
 
     gateway = InternalGateway(listener.address if listener is not None else nowhere)
     services = DirectServices(own_service if local else service_check((), "gates.hosts"))
-    return CheckContext(gateway, Servers(list(memory)), lambda: 1000.0, services)
+    return CheckContext(gateway, Servers(list(memory)), services)
 
 
 def check_of(purpose: Any, key: str = "coins-1/probe/0", **more: Any) -> Check:

@@ -389,7 +389,7 @@ class Found:
             over = self.clock() >= self._begun_s[key] + self.takes_s.get(check.purpose, 0.0)
             if over and check.purpose in self.answers:
                 self._known[key] = self.answers[check.purpose](check)
-                if self._known[key].done:
+                if getattr(self._known[key], "done", True):
                     del self._under_way[key]
 
 

@@ -12,7 +12,7 @@ from fakes.platform import World, assigned
 from segserve_builder.agent.protocol import AssignedModel
 from segserve_operator.api.rollout_policy import ErrorRateGate, LatencyGate, RolloutPolicy, Shadow, Slo
 from segserve_operator.core.evidence import EDGES_MS, STABLE, EvidenceWindow
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckResult, ProbeCounts
 from segserve_operator.core.rollout.phases import ENDED
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.statistics.past import StablePast
@@ -127,9 +127,9 @@ class Rollout:
         self.world.store.objects["coins"] = replace(known, annotations=annotations)
 
 
-def answers(check: Check) -> CheckResult:
-    return CheckResult(check.key, 0.0, done=False, asked=(40, 40), failed=(0, 0))
+def answers(_: Check) -> CheckResult:
+    return ProbeCounts((40, 40), (0, 0), done=False)
 
 
-def fails(check: Check) -> CheckResult:
-    return CheckResult(check.key, 0.0, done=False, asked=(10, 10), failed=(0, 10))
+def fails(_: Check) -> CheckResult:
+    return ProbeCounts((10, 10), (0, 10), done=False)

@@ -277,7 +277,7 @@ async def _serve_beside_attacks() -> None:
         metadata = {"name": key.pool, "namespace": NAMESPACE}
         world.apply({"apiVersion": POOLS.api_version, "kind": POOLS.name, "metadata": metadata, "spec": {}})
         world.apply(model_manifest(f"model-of-{key.pool}", pool=key.pool))
-    runner = BackgroundCheckRunner(CheckContext(_NoGateway(), _NoGateway(), lambda: world.now_s, client, str(KEY)))  # type: ignore[arg-type]
+    runner = BackgroundCheckRunner(CheckContext(_NoGateway(), _NoGateway(), client, str(KEY)))  # type: ignore[arg-type]
     async with _attackers() as urls:
         checks = [_gate(name, urls[name]) for name in ATTACKS]
         runner.schedule(checks)
@@ -322,7 +322,7 @@ async def _concluded(runner: BackgroundCheckRunner, checks: list[Check]) -> dict
     async with asyncio.timeout(HANG_S):
         while runner.check_results().keys() != {check.key for check in checks}:
             await asyncio.sleep(0.02)
-    return {key: result.problem for key, result in runner.check_results().items()}
+    return {key: getattr(result, "problem", "") for key, result in runner.check_results().items()}
 
 
 @pytest.mark.core

@@ -141,7 +141,6 @@ class PoolReconciler:
         context = CheckContext(
             InternalGateway(traffic.internal_url),
             ClusterResources(self._view, key),
-            self._clock,
             self._dependencies.services,
             f"{key.namespace}/{key.pool}",
         )

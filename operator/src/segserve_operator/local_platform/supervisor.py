@@ -127,12 +127,7 @@ class Supervisor:
         self.gateway = LocalGateway(state, pool.spec.gateway, access)
         self.worker, services = own_worker(["--own-services"], os.environ)
         self.check_runner = BackgroundCheckRunner(
-            CheckContext(
-                InternalGateway(self.gateway.internal_url),
-                LocalResources(state),
-                clock,
-                services,
-            )
+            CheckContext(InternalGateway(self.gateway.internal_url), LocalResources(state), services)
         )
         self.notifier = Notifier(post=services.post)
         traffic: Traffic = self.gateway if speed == 1.0 else FasterTraffic(self.gateway, clock)

@@ -12,7 +12,7 @@ from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks import probe
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.core.advance.verdicts.probe import probe_outcome
-from segserve_operator.core.gates.checks import CheckError, CheckResult
+from segserve_operator.core.gates.checks import CheckError, ProbeCounts
 
 ROUNDS = 24
 
@@ -22,8 +22,8 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PERIOD_S", 0.01)
 
 
-async def probed(listener: InternalListener) -> tuple[CheckResult, list[CheckResult]]:
-    told: list[CheckResult] = []
+async def probed(listener: InternalListener) -> tuple[ProbeCounts, list[ProbeCounts]]:
+    told: list[ProbeCounts] = []
     context = context_of(listener)
     try:
         wanted = check_of("probe", seconds=ROUNDS * 0.01)

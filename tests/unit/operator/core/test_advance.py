@@ -39,7 +39,7 @@ from segserve_operator.core.advance.advance import (
 )
 from segserve_operator.core.evidence import EDGES_MS
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import ServiceStatus
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
@@ -316,8 +316,7 @@ def test_a_gate_that_is_put_aside_stays_aside_and_holds_nothing() -> None:
 
 def test_what_was_found_out_is_the_verdict_of_the_same_pass() -> None:
     asks = POLICY.model_copy(update={"gates": (BUDGET,)})
-    breach = CheckResult(f"{NAME}/budget", NOW_S, status=404)
-    found = rolled(coins(PROGRESSING, policy=asks), check_results={breach.key: breach})
+    found = rolled(coins(PROGRESSING, policy=asks), check_results={f"{NAME}/budget": ServiceStatus(404)})
 
     assert where(found) == (Phase.ROLLED_BACK, 0, "Breaches")
     assert [verdict.outcome for verdict in record_of(found).verdicts] == [Outcome.BREACH]

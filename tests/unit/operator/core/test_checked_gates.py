@@ -12,7 +12,16 @@ from segserve_operator.api.rollout_policy import GoldenQualityGate, PromqlGate, 
 from segserve_operator.core.advance.verdicts.probe import probe_outcome
 from segserve_operator.core.gates import GATES
 from segserve_operator.core.gates.base import Outcome
-from segserve_operator.core.gates.checks import CheckResult, ResourceSample, Scores
+from segserve_operator.core.gates.checks import (
+    CheckResult,
+    FailedCheck,
+    ProbeCounts,
+    QueryRange,
+    ResourceSample,
+    ResourceSamples,
+    Scores,
+    ServiceStatus,
+)
 
 POLICY = RolloutPolicy()
 LEVEL = 0.0025
@@ -20,9 +29,8 @@ WEBHOOK = WebhookGate(name="own", url="http://example.org/")
 PROMQL = PromqlGate(name="errors", address="http://prometheus:9090", query="up", min=0.5, max=1.0)
 
 
-def verdict(spec: Any, **found: Any) -> Any:
-    gate = GATES[spec.gate]
-    return gate.judge(spec, CheckResult("key", 0.0, **found), POLICY, LEVEL)
+def verdict(spec: Any, found: CheckResult) -> Any:
+    return GATES[spec.gate].judge(spec, found, POLICY, LEVEL)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +44,7 @@ def verdict(spec: Any, **found: Any) -> Any:
     ],
 )
 def test_the_status_of_a_users_service_decides(status: int, outcome: Outcome) -> None:
-    seen = verdict(WEBHOOK, status=status)
+    seen = verdict(WEBHOOK, ServiceStatus(status))
 
     assert (seen.outcome, seen.gate) == (outcome, "own")
     assert str(status) in seen.message
@@ -51,7 +59,7 @@ def test_the_status_of_a_users_service_decides(status: int, outcome: Outcome) ->
     ],
 )
 def test_every_number_of_a_query_has_to_be_within_its_bounds(values: tuple[float, float], outcome: Outcome) -> None:
-    seen = verdict(PROMQL, values=values)
+    seen = verdict(PROMQL, QueryRange(*values))
 
     assert (seen.outcome, seen.gate) == (outcome, "errors")
     assert seen.message == f"result {values[0]:g} to {values[1]:g}, min 0.5, max 1"
@@ -60,14 +68,14 @@ def test_every_number_of_a_query_has_to_be_within_its_bounds(values: tuple[float
 def test_a_query_may_have_one_bound() -> None:
     least = PromqlGate(name="errors", address="http://prometheus:9090", query="up", min=0.5)
 
-    assert verdict(least, values=(0.5, 1e9)).outcome is Outcome.PASS
-    assert verdict(least, values=(0.4, 0.4)).message == "result 0.4, min 0.5"
+    assert verdict(least, QueryRange(0.5, 1e9)).outcome is Outcome.PASS
+    assert verdict(least, QueryRange(0.4, 0.4)).message == "result 0.4, min 0.5"
 
 
 @pytest.mark.parametrize("spec", [WEBHOOK, PROMQL])
 def test_no_answer_of_a_users_service_is_undecided(spec: Any) -> None:
-    assert verdict(spec).reason == "NoAnswer"
-    assert verdict(spec, problem="it is away").message == "it is away"
+    assert verdict(spec, Scores()).reason == "NoAnswer"
+    assert verdict(spec, FailedCheck("it is away")).message == "it is away"
 
 
 # Golden images
@@ -80,7 +88,7 @@ def scores(candidate: float, stable: float, images: int = 200, **more: Any) -> S
 
 
 def golden(found: Scores, **spec: Any) -> Any:
-    return verdict(GoldenQualityGate(**spec), scores=found)
+    return verdict(GoldenQualityGate(**spec), found)
 
 
 def test_equal_quality_passes() -> None:
@@ -229,7 +237,7 @@ def samples(*memory_gib: float, restarts: int = 0, queued_s: float = 0.0) -> tup
 
 
 def resource(found: tuple[ResourceSample, ...], **spec: Any) -> Any:
-    return verdict(ResourceGate(**spec), samples=found)
+    return verdict(ResourceGate(**spec), ResourceSamples(found))
 
 
 def test_steady_servers_pass() -> None:
@@ -275,8 +283,8 @@ def test_what_is_not_measured_is_named_and_not_judged() -> None:
 
 def test_without_an_answer_nothing_is_known() -> None:
     assert probe_outcome(None, 100.0) == 0
-    assert probe_outcome(CheckResult("key", 0.0, problem="the gateway is away"), 100.0) == 0
-    assert probe_outcome(CheckResult("key", 0.0), 100.0) == 0
+    assert probe_outcome(FailedCheck("the gateway is away"), 100.0) == 0
+    assert probe_outcome(ProbeCounts((0, 0), (0, 0)), 100.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -302,4 +310,4 @@ def test_without_an_answer_nothing_is_known() -> None:
 def test_a_quarantined_candidate_is_judged_beside_stable(
     asked: tuple[int, int], failed: tuple[int, int], seconds: float, outcome: int
 ) -> None:
-    assert probe_outcome(CheckResult("key", 0.0, done=False, asked=asked, failed=failed), seconds) == outcome
+    assert probe_outcome(ProbeCounts(asked, failed, done=False), seconds) == outcome

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from segserve_operator.core.gates.checks import Check, CheckResult, ResourceSample
+from segserve_operator.core.gates.checks import Check, CheckResult, ProbeCounts, ResourceSample
 
 if TYPE_CHECKING:
     # The worker reads this module, and nothing of gateways and of Envoy.
@@ -54,14 +54,13 @@ class Services(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """The ports of the pool `pool`. `clock` returns Unix time in seconds.
+    """The ports of the pool `pool`.
 
     `samples` holds the first and the latest samples of each group that is checked.
     """
 
     gateway: InternalGateway
     resources: ResourceSource
-    clock: Callable[[], float]
     services: Services
     pool: str = ""
     samples: dict[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
@@ -84,7 +83,6 @@ class RequestCounts:
         self.asked[side] += 1
         self.failed[side] += failed
 
-    def result(self, key: str, at_s: float, *, done: bool) -> CheckResult:
+    def result(self, *, done: bool) -> ProbeCounts:
         """Return the counts as a result."""
-        asked, failed = (self.asked[0], self.asked[1]), (self.failed[0], self.failed[1])
-        return CheckResult(key, at_s, done=done, asked=asked, failed=failed)
+        return ProbeCounts((self.asked[0], self.asked[1]), (self.failed[0], self.failed[1]), done)

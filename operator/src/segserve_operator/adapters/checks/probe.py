@@ -13,7 +13,7 @@ from segserve_builder.golden.judging import builtin_image
 from segserve_operator.adapters.checks.context import CheckContext, ReportResult, RequestCounts
 from segserve_operator.adapters.checks.gateway import NotAnsweredError
 from segserve_operator.core.evidence import CANDIDATE, STABLE
-from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, ProbeCounts
 
 PERIOD_S: Final = 0.25
 TIMEOUT_S: Final = 5.0
@@ -21,7 +21,7 @@ MAX_IN_FLIGHT: Final = 32
 """Requests in flight to a group that does not answer."""
 
 
-async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
+async def run(check: Check, context: CheckContext, report: ReportResult) -> ProbeCounts:
     """Send the built-in image four times a second to each group for `check.seconds`, and report each answer."""
     image = builtin_image()
     counts, problems = RequestCounts(), list[CheckError]()
@@ -34,7 +34,7 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
             problems.append(error)
             return
         counts.add(side, failed=failed)
-        report(counts.result(check.key, context.clock(), done=False))
+        report(counts.result(done=False))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(max(round(check.seconds / PERIOD_S), 1)):
@@ -46,7 +46,7 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
             await asyncio.sleep(PERIOD_S)
     if problems and not counts.asked[CANDIDATE]:
         raise problems[-1]
-    return counts.result(check.key, context.clock(), done=True)
+    return counts.result(done=True)
 
 
 async def _fails(check: Check, context: CheckContext, side: int, image: bytes) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from segserve_operator.adapters.checks.context import CheckContext, Question, ReportResult
 from segserve_operator.api.rollout_policy import PromqlGate
-from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, QueryRange
 
 _PLACES: Final = re.compile(r"\{(model|candidate|stable)\}")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "'": "\\'", "\n": "\\n"})
@@ -19,7 +19,7 @@ _ERRORS: Final = ("bad_data", "execution", "timeout", "canceled", "unavailable",
 SHOWN: Final = 8
 
 
-async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
+async def run(check: Check, context: CheckContext, report: ReportResult) -> QueryRange:
     """Run the query."""
     del report
     if not isinstance(check.spec, PromqlGate):
@@ -34,7 +34,9 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
             timeout_s=check.spec.timeout.total_seconds(),
         )
     )
-    return CheckResult(check.key, context.clock(), values=answer.values)
+    if answer.values is None:
+        raise CheckError("the answer contains nothing to judge")
+    return QueryRange(*answer.values)
 
 
 def filled(query: str, names: Mapping[str, str]) -> str:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from segserve_operator.adapters.checks import probe, promql, resource, webhook
 from segserve_operator.adapters.checks.context import CheckContext, RunCheck
-from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, CheckResult, FailedCheck
 
 KINDS: Final[Mapping[str, RunCheck]] = {
     "probe": probe.run,
@@ -79,8 +79,8 @@ class BackgroundCheckRunner:
         while True:
             check, started_s = self._checks[key], clock()
             result = await self._attempt(check)
-            self._keep(result)
-            if result.problem:
+            self._keep(key, result)
+            if isinstance(result, FailedCheck):
                 wait_s = min(RETRY_DELAYS_S[min(failures, len(RETRY_DELAYS_S) - 1)], check.interval_s)
                 failures += 1
             elif math.isinf(check.interval_s):
@@ -94,19 +94,17 @@ class BackgroundCheckRunner:
         try:
             if kind not in KINDS:
                 raise CheckError(f"there is no check of the kind {kind!r}; known: {', '.join(KINDS)}")
-            return await KINDS[kind](check, self._context, self._keep)
+            return await KINDS[kind](check, self._context, partial(self._keep, check.key))
         except* CheckError as errors:
             problem = str(_first(errors))
         except* Exception as errors:
             log.exception("check %s", check.key)
             problem = f"{type(_first(errors)).__name__}: {_first(errors)}"
-        # Earlier evidence stays: a failed run does not take it back.
-        earlier = self._results.get(check.key, CheckResult(check.key, 0.0))
-        return replace(earlier, at_s=self._context.clock(), done=True, problem=problem)
+        return FailedCheck(problem)
 
-    def _keep(self, result: CheckResult) -> None:
-        if result.key in self._tasks:
-            self._results[result.key] = result
+    def _keep(self, key: str, result: CheckResult) -> None:
+        if key in self._tasks:
+            self._results[key] = result
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from segserve_operator.adapters.checks.context import CheckContext, Question, ReportResult
 from segserve_operator.api.rollout_policy import WebhookGate
-from segserve_operator.core.gates.checks import Check, CheckError, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckError, ServiceStatus
 
 
-async def run(check: Check, context: CheckContext, report: ReportResult) -> CheckResult:
+async def run(check: Check, context: CheckContext, report: ReportResult) -> ServiceStatus:
     """Post the state of the rollout."""
     del report
     if not isinstance(check.spec, WebhookGate):
@@ -27,4 +27,4 @@ async def run(check: Check, context: CheckContext, report: ReportResult) -> Chec
         timeout_s=check.spec.timeout.total_seconds(),
     )
     answer = await context.services.ask(question)
-    return CheckResult(check.key, context.clock(), status=answer.status)
+    return ServiceStatus(answer.status)

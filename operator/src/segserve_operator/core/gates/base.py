@@ -12,7 +12,7 @@ import numpy as np
 
 from segserve_operator.api.rollout_policy import CheckedGateSpec, GateSpec, PromqlGate, RolloutPolicy, Slo, WebhookGate
 from segserve_operator.core.evidence import EvidenceWindow, Judgement
-from segserve_operator.core.gates.checks import CheckResult
+from segserve_operator.core.gates.checks import CheckResult, FailedCheck, QueryRange, ServiceStatus
 from segserve_operator.core.statistics.discordant import DiscordantState
 from segserve_operator.core.statistics.exceedance import Exceedance, ExceedanceState
 from segserve_operator.core.statistics.past import StablePast
@@ -186,13 +186,13 @@ def comparison_of_pairs(
 
 def no_answer(gate: str, result: CheckResult) -> Verdict:
     """Return the verdict on a check without a usable result."""
-    message = result.problem or ("the answer contains nothing to judge" if result.done else "no result yet")
+    message = result.problem if isinstance(result, FailedCheck) else "the answer contains nothing to judge"
     return Verdict(gate, Outcome.UNDECIDED, "NoAnswer", message)
 
 
 def judge_webhook(spec: WebhookGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
     """Judge by the status of a user's service: 2xx passes, 4xx breaches, any other is Undecided."""
-    if result.problem or result.status is None:
+    if not isinstance(result, ServiceStatus):
         return no_answer(spec.name, result)
     message = f"the service answered {result.status}"
     match result.status // 100:
@@ -205,9 +205,9 @@ def judge_webhook(spec: WebhookGate, result: CheckResult, _policy: RolloutPolicy
 
 def judge_query(spec: PromqlGate, result: CheckResult, _policy: RolloutPolicy, _level: float) -> Verdict:
     """Judge by the bounds on a query's numbers."""
-    if result.problem or result.values is None:
+    if not isinstance(result, QueryRange):
         return no_answer(spec.name, result)
-    low, high = result.values
+    low, high = result.low, result.high
     shown = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
     bounds = [f"{name} {bound:.6g}" for name, bound in (("min", spec.min), ("max", spec.max)) if bound is not None]
     message = f"result {shown}, {', '.join(bounds)}"

@@ -79,25 +79,44 @@ class ResourceSample:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckResult:
-    """Result of a check at `at_s` (Unix time); `done` unless the same run will report more. `scores` come from agents.
+class ResourceSamples:
+    """Samples of the candidate's servers: the first that was taken, and then the latest, oldest first."""
 
-    `asked` and `failed` count our own requests to (stable, candidate). `samples` are of the candidate's servers: the
-    first that was taken, and then the latest, oldest first. `status` is that of a user's service, and `values` the
-    smallest and the largest number of a query's result. A `problem` says why the check has no result, which is not a
-    verdict.
-    """
+    samples: tuple[ResourceSample, ...]
 
-    key: str
-    at_s: float
+
+@dataclass(frozen=True, slots=True)
+class ProbeCounts:
+    """Our own requests to (stable, candidate); `done` unless the same run will report more."""
+
+    asked: tuple[int, int]
+    failed: tuple[int, int]
     done: bool = True
-    asked: tuple[int, int] = (0, 0)
-    failed: tuple[int, int] = (0, 0)
-    scores: Scores | None = None
-    samples: tuple[ResourceSample, ...] = ()
-    status: int | None = None
-    values: tuple[float, float] | None = None
-    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """The status of a user's service."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRange:
+    """The smallest and the largest number of a query's result."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """Why a check has no result, which is not a verdict."""
+
+    problem: str
+
+
+CheckResult: TypeAlias = Scores | ResourceSamples | ProbeCounts | ServiceStatus | QueryRange | FailedCheck
 
 
 class CheckError(Exception):

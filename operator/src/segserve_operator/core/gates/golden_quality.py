@@ -30,11 +30,10 @@ SUSPECT: Final = math.log(20.0)
 """Evidence from which on the gate is Undecided instead of Pass, so that a person looks."""
 
 
-def judge(spec: GoldenQualityGate, result: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
+def judge(spec: GoldenQualityGate, scores: CheckResult, policy: RolloutPolicy, level: float) -> Verdict:
     """Judge one replay: minimum scores, then each class's drop, then the paired test at `level`, its share of alpha."""
-    scores = result.scores
-    if result.problem or not result.done or scores is None or not scores.means:
-        return no_answer(NAME, result)
+    if not isinstance(scores, Scores) or not scores.means:
+        return no_answer(NAME, scores)
     numbers = _numbers(scores)
     missing = [name for name, floor, seen in _floors(spec, scores) if floor is not None and math.isnan(seen)]
     broken = [

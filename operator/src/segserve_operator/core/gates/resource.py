@@ -8,7 +8,7 @@ from typing import Final
 
 from segserve_operator.api.rollout_policy import ResourceGate, RolloutPolicy
 from segserve_operator.core.gates.base import CheckedGateType, Outcome, Verdict, no_answer
-from segserve_operator.core.gates.checks import CheckResult, ResourceSample
+from segserve_operator.core.gates.checks import CheckResult, ResourceSample, ResourceSamples
 
 NAME: Final = "resource"
 SAMPLES_IN_A_ROW: Final = 3
@@ -22,9 +22,9 @@ def judge(spec: ResourceGate, result: CheckResult, _policy: RolloutPolicy, _leve
 
     Quantities that are not measured are not judged, and the message says so; without any the verdict is Undecided.
     """
-    samples = result.samples
-    if result.problem or len(samples) < 2:
+    if not isinstance(result, ResourceSamples) or len(result.samples) < 2:
         return no_answer(NAME, result)
+    samples = result.samples
     measured = {
         "restarts": _restarts(samples),
         "memoryGrowthPercent": _least(

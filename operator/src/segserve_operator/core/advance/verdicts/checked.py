@@ -22,7 +22,7 @@ def _checks(case: RolloutCase) -> Iterator[Check]:
 def _verdicts(case: RolloutCase) -> Iterator[Verdict]:
     for gate in case.gates_for("check"):
         result, gate_type = case.result(gate_name(gate)), checked_gate(gate.gate)
-        if result is not None and result.done and gate_type is not None:
+        if result is not None and gate_type is not None:
             yield gate_type.judge(gate, result, case.record.policy, case.shares.get(gate.gate, 0.0))
 
 

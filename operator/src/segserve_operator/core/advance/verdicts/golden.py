@@ -26,7 +26,7 @@ from segserve_operator.api.rollout_policy import CheckedGateSpec, RolloutPolicy,
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource
 from segserve_operator.core.gates import checked_gate
 from segserve_operator.core.gates.base import Outcome, Verdict
-from segserve_operator.core.gates.checks import CheckResult, Scores
+from segserve_operator.core.gates.checks import Scores
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.world.observed import ModelObserved, Observed
@@ -101,8 +101,7 @@ def _judged(
     """Judge scores; kept, because every pass asks and reports change only with a replay."""
     gate_type = checked_gate(gate.gate)
     assert gate_type is not None
-    result = CheckResult(gate_name(gate), 0.0, scores=_scores(candidate, stable, dict(names)))
-    return gate_type.judge(gate, result, policy, level)
+    return gate_type.judge(gate, _scores(candidate, stable, dict(names)), policy, level)
 
 
 def _signal(case: RolloutCase) -> Signals:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from segserve_operator.core.advance.case import RolloutCase, VerdictSource
-from segserve_operator.core.gates.checks import Check, CheckResult
+from segserve_operator.core.gates.checks import Check, CheckResult, ProbeCounts
 from segserve_operator.core.rollout.engine import Signals
 from segserve_operator.core.rollout.phases import Phase
 
@@ -34,7 +34,7 @@ def _name(case: RolloutCase) -> str:
 SOURCE: Final = VerdictSource(checks=_checks, signal=_signal)
 
 
-def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
+def probe_outcome(counts: CheckResult | None, seconds: float) -> int:
     """Return 1 if the candidate answers the requests, -1 if it fails them, and 0 while neither is known.
 
     `seconds` is the time since probing began. The candidate fails with clearly more failures than stable for as many
@@ -43,9 +43,9 @@ def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
     stable fails as well: the gates decide the rest, with their budget for mistakes. Requests that could not be sent are
     ignored.
     """
-    if finding is None or finding.problem or not finding.asked[1]:
+    if not isinstance(counts, ProbeCounts) or not counts.asked[1]:
         return 0
-    (asked_stable, asked), (failed_stable, failed) = finding.asked, finding.failed
+    (asked_stable, asked), (failed_stable, failed) = counts.asked, counts.failed
     ratio = asked / max(asked_stable, 1)
     clearly = failed - ratio * failed_stable >= DEVIATIONS * math.sqrt(failed + ratio**2 * failed_stable)
     all_fail = failed == asked >= ENOUGH_ANSWERS and failed_stable < asked_stable
@@ -54,4 +54,4 @@ def probe_outcome(finding: CheckResult | None, seconds: float) -> int:
     if failed == 0 and asked >= ENOUGH_ANSWERS:
         return 1
     # A new process probes anew: the minute may then be over before its first answer.
-    return 1 if seconds >= LONGEST_S and (finding.done or asked >= ENOUGH_ANSWERS) else 0
+    return 1 if seconds >= LONGEST_S and (counts.done or asked >= ENOUGH_ANSWERS) else 0
