@@ -227,7 +227,9 @@ def test_a_new_state_folder_is_of_its_user_alone_whatever_the_umask(tmp_path: Pa
     assert stat.S_IMODE((tmp_path / "a/state").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize(("found", "said"), [(None, "None"), ("2\n", "2")], ids=["no number", "another number"])
+@pytest.mark.parametrize(
+    ("found", "said"), [(None, "it has no format"), ("2\n", "its format is 2")], ids=["no number", "another number"]
+)
 def test_a_state_folder_of_another_format_is_refused_with_what_to_do(
     tmp_path: Path, found: str | None, said: str
 ) -> None:
@@ -239,7 +241,7 @@ def test_a_state_folder_of_another_format_is_refused_with_what_to_do(
     if found is not None:
         state.format.write_text(found)
 
-    with pytest.raises(PlatformError, match=f"its format is {said}, .*`segserve down --forget` removes it"):
+    with pytest.raises(PlatformError, match=f"{said}, .*`segserve down --forget` removes it"):
         state.create()
 
 

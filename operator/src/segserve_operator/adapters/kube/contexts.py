@@ -70,8 +70,9 @@ def _check_format(resource: Json, pool: str) -> None:
     status = resource.get("status") or {}
     found = status.get("format")
     if "observedGeneration" in status and found != STORE_FORMAT:
+        shown = "it has no format" if found is None else f"its format is {found}"
         message = (
-            f"another version of segserve wrote what is stored (its format is {found}, this one's is {STORE_FORMAT}): "
+            f"another version of segserve wrote what is stored ({shown}, this one's is {STORE_FORMAT}): "
             "go back to that version, delete the models and the pool with it, then upgrade and apply them again"
         )
         raise SpecError([Problem(pool, "status.format", message)])

@@ -76,9 +76,10 @@ class StateFolder:
         except (OSError, ValueError):
             return
         if found != STORE_FORMAT:
+            shown = "it has no format" if found is None else f"its format is {found}"
             raise PlatformError(
-                f"the state folder {self.root} was written by another version of segserve (its format is {found}, this "
-                f"one's is {STORE_FORMAT}): `segserve down --forget` removes it, then apply the models again"
+                f"the state folder {self.root} was written by another version of segserve ({shown}, this one's is "
+                f"{STORE_FORMAT}): `segserve down --forget` removes it, then apply the models again"
             )
 
     @property
