@@ -102,6 +102,8 @@ _RETRY: Final = {
 }
 RESTART_METADATA: Final = "segserve.restart"
 """What a route says of the answer if no server does."""
+RETRY_AFTER: Final = "retry-after"
+RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LOOPBACK: Final = [f"{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":*")]
 _OTHER_HOST: Final = "without --auth this gateway answers to Host: localhost, 127.0.0.1 and [::1] alone"
 # A body is kept until its response begins, to be sent again; of a larger one the client is told to send it again. By
@@ -116,7 +118,7 @@ _CALLERS_RETRY: Final = {
     **_RETRY,
     "retry_on": f"{_RETRY['retry_on']},retriable-status-codes,internal,retriable-headers",
     "retriable_status_codes": [500],
-    "retriable_headers": [{"name": "retry-after", "present_match": True}],
+    "retriable_headers": [{"name": RETRY_AFTER, "present_match": True}],
 }
 
 
@@ -146,7 +148,7 @@ def encode_limits(routes: Iterable[Route], *, max_request_bytes: int) -> tuple[s
         "always_consume_default_token_bucket": False,
         "max_dynamic_descriptors": MAX_CALLERS,
         "rate_limited_as_resource_exhausted": True,
-        "response_headers_to_add": [{"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}}],
+        "response_headers_to_add": [{"header": {"key": RETRY_AFTER, "value": str(RETRY_AFTER_S)}}],
         "rate_limits": [
             {"actions": [_metadata(LIMITS_NAME, "model", _MODEL, "ROUTE_ENTRY"), _named(kind), *callers], **cost}
             for kind, cost in ((_REQUESTS, {}), (_BYTES, {"hits_addend": {"format": _SIZE}}))
@@ -427,7 +429,7 @@ def _options(filters: Json, metadata: Json) -> dict[str, Json]:
 
 def retry_headers(delay_s: int) -> dict[str, str]:
     """Return the headers by which clients over gRPC know when to ask again."""
-    return {"retry-after": str(delay_s), "grpc-retry-pushback-ms": str(1000 * delay_s)}
+    return {RETRY_AFTER: str(delay_s), RETRY_PUSHBACK: str(1000 * delay_s)}
 
 
 def _restart(delay_s: int) -> Json:
