@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from segserve.results.masks import EncodedMask
+from segserve.results.masks import EncodedMask, text_rle
 from segserve.results.outlines import Part
 from segserve.results.values import Rectangle, SegmentClass
 
@@ -76,6 +76,17 @@ class AnnotatedResult(Protocol):
     def annotations(self) -> Iterator[Annotation]:
         """Yield the objects, segments or classes."""
         ...
+
+
+def object_entry(found: Annotation) -> dict[str, Any]:
+    """Return an object as plain values; see `Segmentation.to_dict`."""
+    entry: dict[str, Any] = {"class_id": found.class_id, "class": found.class_name, "score": found.score}
+    entry["box"] = list(found.box)
+    if found.mask is not None:
+        entry["mask"] = text_rle(found.mask)
+    if found.points is not None:
+        entry["keypoints"] = found.points.tolist()
+    return entry
 
 
 def is_background(class_name: str) -> bool:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from segserve.errors import package_of_extra
 from segserve.exports import coco
 from segserve.rendering.display import Row, one_line, table
-from segserve.results.annotation import Annotation
+from segserve.results.annotation import Annotation, object_entry
 from segserve.results.images import ImageLike
 from segserve.results.outlines import Part
 from segserve.results.values import OutOfDistribution, SegmentClass, Shapes
@@ -41,6 +42,7 @@ class Segmentation:
     request_id: str | None = field(default=None, kw_only=True)
     continued: bool | None = field(default=None, kw_only=True)
     out_of_distribution: OutOfDistribution | None = field(default=None, kw_only=True)
+    _own_columns: ClassVar[tuple[str, ...]] = ()
 
     def annotations(self) -> Iterator[Annotation]:
         """Yield each object, segment or class in the form that exports share; decodes no mask."""
@@ -60,9 +62,11 @@ class Segmentation:
 
     def to_pandas(self) -> DataFrame:
         """Return `to_rows` as a pandas data frame. Raises `MissingExtraError` without the extra `pandas`."""
-        from segserve.exports.plain import data_frame
-
-        return data_frame(self)
+        pandas = package_of_extra("pandas", "pandas", "a data frame")
+        if rows := self.to_rows():
+            return pandas.DataFrame(rows)
+        columns = ["index", "class_id", "class", "score", "x1", "y1", "x2", "y2", *self._own_columns]
+        return pandas.DataFrame(columns=columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain values, in the form in which the gateway answers plain HTTP with `encoding=rle`.
@@ -70,9 +74,15 @@ class Segmentation:
         `objects` (with boxes), `segments` (panoptic) or `classes` (semantic) have an entry each, masks as COCO's RLE
         with `counts` as text, as pycocotools reads it.
         """
-        from segserve.exports.plain import document
-
-        return document(self)
+        height, width = self.size
+        head = {"model": self.model, "revision": self.revision, "request_id": self.request_id}
+        unlike = self.out_of_distribution
+        known = {
+            "out_of_distribution": unlike and {"score": unlike.score, "threshold": unlike.threshold},
+            "continued": self.continued,
+        }
+        of_image = {name: value for name, value in known.items() if value is not None}
+        return {**head, "height": height, "width": width, **of_image, **self._entries()}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return `to_dict` as JSON."""
@@ -185,6 +195,10 @@ class Segmentation:
     def with_image(self, image: ImageLike) -> ResultWithImage:
         """Return the result together with its image, which notebooks show as an overlay."""
         return ResultWithImage(self, image)
+
+    def _entries(self) -> dict[str, Any]:
+        """Return what `to_dict` says of objects, segments or classes."""
+        return {"objects": [object_entry(one) for one in self.annotations()]}
 
     def __repr__(self) -> str:
         return one_line(self)

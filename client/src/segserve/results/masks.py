@@ -162,6 +162,11 @@ class EncodedMask:
         return self.data if is_sent else self.rle["counts"]
 
 
+def text_rle(mask: EncodedMask) -> dict[str, Any]:
+    """Return the mask as COCO compressed RLE, with `counts` as text."""
+    return {"size": [*mask.rle["size"]], "counts": mask.rle["counts"].decode()}
+
+
 def runs_of(masks: Sequence[EncodedMask]) -> RunLengths:
     """Return the runs of masks of one image, from which areas and boxes follow without a bitmap.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +140,7 @@ class InstanceResult(Objects[Instance]):
     """The objects of one image in the model's order, best score first."""
 
     instances: tuple[Instance, ...]
+    _own_columns: ClassVar[tuple[str, ...]] = ("area",)
 
     @property
     def _found(self) -> tuple[Instance, ...]:

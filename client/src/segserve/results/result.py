@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from segserve.rendering.display import Row, area_rows, area_summary
 from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
-from segserve.results.masks import EncodedMask, largest_first, masks_of_labels
+from segserve.results.masks import EncodedMask, largest_first, masks_of_labels, text_rle
 from segserve.results.objects import Detection, DetectionResult, InstanceResult, KeypointResult, Objects
 from segserve_common.mask_encodings import read_labels
 
@@ -44,6 +44,7 @@ class PanopticResult(Objects[PanopticSegment]):
     segments: tuple[PanopticSegment, ...]
     encoded: bytes | None
     encoded_masks: Mapping[int, EncodedMask]
+    _own_columns: ClassVar[tuple[str, ...]] = ("id", "is_thing", "area")
 
     @property
     def _found(self) -> tuple[PanopticSegment, ...]:
@@ -106,6 +107,10 @@ class PanopticResult(Objects[PanopticSegment]):
     @cached_property
     def _masks(self) -> Mapping[int, EncodedMask]:
         return self.encoded_masks if self.encoded is None else masks_of_labels(self.ids)
+
+    def _entries(self) -> dict[str, Any]:
+        own = ({"id": segment.id, "is_thing": segment.is_thing, "area": segment.area} for segment in self)
+        return {"segments": [first | entry for first, entry in zip(own, super()._entries()["objects"], strict=True)]}
 
     def _row(self, index: int, found: PanopticSegment) -> dict[str, Any]:
         return super()._row(index, found) | {"id": found.id, "is_thing": found.is_thing, "area": found.area}
@@ -201,6 +206,15 @@ class SemanticResult(Segmentation):
         style = Style(alpha, labels, contour, labels if legend is None else legend)
         areas = {known: self.areas.get(known.name, 0) for known in self.classes}
         return draw_labels(areas, self.mask, image, style, self.size)
+
+    def _entries(self) -> dict[str, Any]:
+        masks, empty = {one.class_id: one.mask for one in self.annotations()}, EncodedMask.empty(*self.size)
+        classes = []
+        for row in self.to_rows():
+            values = {"class_id": row["class_id"], "class": row["class"], "area": row["area"]}
+            confidence = {"confidence": row["score"]} if "score" in row else {}
+            classes.append(values | confidence | {"mask": text_rle(masks.get(row["class_id"]) or empty)})
+        return {"classes": classes}
 
     def _class_id(self, class_: int | str) -> int:
         for known in self.classes:
