@@ -385,7 +385,7 @@ def test_a_gateway_at_which_nothing_listens_is_one_error_that_says_why_it_was_tr
 def test_the_advice_to_start_a_platform_names_what_it_needs_where_that_is_not_installed(
     nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segserve.platform.NEEDED_BY_UP", ("segserve_absent",))
+    monkeypatch.setattr("segserve.base_client.NEEDED_BY_UP", ("segserve_absent",))
     with Client(nowhere, platform=Local(tmp_path)) as client, pytest.raises(GatewayUnreachableError) as caught:
         client.model_info("coins")
 
