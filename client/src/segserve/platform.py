@@ -1,4 +1,4 @@
-"""What names the platform behind a client, and whether that of this machine runs."""
+"""The platform behind a client by name, and whether that of this machine runs."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ class MinReady:
 
 @dataclass(frozen=True, slots=True)
 class PoolGateway:
-    """What a pool's gateway takes and has.
+    """The capabilities of a pool's gateway.
 
     `credentials` are the kinds that it takes, None if it is not known. With `session_affinity` it sends requests of one
     id to one revision and one server. Without `shadow` it has no comparator, without `capture` nothing that keeps
