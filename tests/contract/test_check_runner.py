@@ -124,8 +124,7 @@ async def test_what_takes_longer_than_its_interval_is_begun_once_and_its_answer_
     await pass_until(asked, lambda: finding_of(asked) is not None, CHECK)
 
     assert begun == [CHECK]
-    found = finding_of(asked)
-    assert (found.done, found.status) == (True, 200)
+    assert finding_of(asked) == ServiceStatus(200)
 
 
 async def test_it_is_asked_anew_when_it_is_due_with_what_is_true_by_then(asked: Asked) -> None:
