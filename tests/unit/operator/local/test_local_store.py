@@ -177,7 +177,7 @@ async def test_a_damaged_pool_is_observed_as_it_was_before(store: LocalStore) ->
     before = await store.observed_pool()
     write_private(store.state.objects / "TritonPool/default/spec.yaml", "}")
 
-    assert before.credentials
+    assert before.gateway.credentials
     assert await store.observed_pool() == before
 
 
