@@ -7,14 +7,18 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from fakes.pools import FULL, MINIMAL, pool_context, with_defaults
+from fakes.waiting import HANG_S
 from segserve_builder.agent import secret
+from segserve_builder.cluster import triton
 from segserve_builder.cluster.triton import LauncherLink, LinkedProcesses, _address
+from segserve_builder.errors import ServerSlowError
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.kube.objects import group_objects, main_group
 
@@ -109,10 +113,28 @@ def test_the_agent_learns_what_the_processes_use(link: LauncherLink, tmp_path: P
     assert found.look_cpu_s > 0
 
 
-def test_of_a_launcher_that_ended_nothing_is_known(link: LauncherLink, tmp_path: Path) -> None:
+def test_of_a_launcher_that_ended_nothing_is_known(
+    link: LauncherLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "START_S", 0.0)
     link.close()
 
     assert LinkedProcesses(tmp_path).uses() is None
+    with pytest.raises(ServerSlowError, match="how many GPUs"):
+        LinkedProcesses(tmp_path).gpu_count()
+
+
+def test_the_agent_waits_for_a_launcher_that_starts_later_to_learn_of_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "gpu_count", lambda: 2)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(LinkedProcesses(tmp_path).gpu_count)
+        link = LauncherLink(tmp_path, tmp_path / "triton.process.json")
+        try:
+            assert asked.result(HANG_S) == 2
+        finally:
+            link.close()
 
 
 def test_a_launcher_that_ended_has_no_server(link: LauncherLink, tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ class EngineError(BuilderError):
     reason = "EngineUnavailable"
 
 
+class ServerSlowError(BuilderError):
+    """A server's container does not answer yet."""
+
+    reason = "ServerSlow"
+    retryable = True
+
+
 class ArtifactMissingError(BuilderError):
     """Nothing is at the artifact's URI, or its server does not respond."""
 

@@ -72,7 +72,7 @@ def test_a_network_with_defaults_is_in_one_step_with_an_instance_for_each_core_a
     ("target", "changes"),
     [
         pytest.param(EMBEDDED, {}, id="cores are not known"),
-        pytest.param(replace(TWO_CORES, backend="onnxruntime"), {}, id="Triton's own backend"),
+        pytest.param(replace(TWO_CORES, backend="onnxruntime", has_gpu=True), {}, id="a GPU of Triton's own backend"),
         pytest.param(TWO_CORES, {"apart": True}, id="the network is public"),
         *(
             pytest.param(TWO_CORES, with_runtime(**{name: value}), id=name)

@@ -21,13 +21,14 @@ from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
 ARTIFACT = Path("/cache/sha256/artifact")
-NATIVE = RenderTarget.named("26.04", "onnxruntime")
+ON_CPU = RenderTarget.named("26.04", "onnxruntime")
+NATIVE = replace(ON_CPU, has_gpu=True)
 TARGETS = {
     "24.10 python": EMBEDDED,
-    "24.10 onnxruntime": RenderTarget.named("24.10", "onnxruntime"),
-    "25.12 onnxruntime": RenderTarget.named("25.12", "onnxruntime"),
+    "24.10 onnxruntime, GPU": replace(NATIVE, release=(24, 10)),
+    "25.12 onnxruntime, GPU": replace(NATIVE, release=(25, 12)),
     "26.04 python": RenderTarget.named("26.04", "python"),
-    "26.04 onnxruntime": NATIVE,
+    "26.04 onnxruntime, GPU": NATIVE,
 }
 SEMANTIC_IO = NetworkIO(
     TensorSpec("image", "UINT8", (None, 1, None, None)),
@@ -146,9 +147,29 @@ def test_a_batch_whose_images_have_a_core_each_is_as_large_as_the_server_has_cor
 
 @pytest.mark.parametrize(("cpus", "threads"), [(2, "2"), (None, "")])
 def test_a_native_network_has_a_thread_for_each_processor_of_the_container(cpus: int | None, threads: str) -> None:
-    found = net(tree(replace(NATIVE, cpus=cpus), runtime={}))
+    found = net(tree(replace(ON_CPU, cpus=cpus), runtime={"engine": "openvino"}))
 
     assert found.parameters["intra_op_thread_count"].string_value == threads
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "kind"),
+    [
+        pytest.param(NATIVE, None, "KIND_AUTO", id="a server with a GPU decides"),
+        pytest.param(NATIVE, "cpu", "KIND_CPU", id="the CPU of a server with a GPU"),
+        pytest.param(ON_CPU, None, "KIND_CPU", id="a server without a GPU decides"),
+        pytest.param(ON_CPU, "gpu", "KIND_GPU", id="a server that lacks the GPU refuses the network"),
+        pytest.param(replace(EMBEDDED, has_gpu=True), None, "KIND_CPU", id="without a backend for GPUs"),
+        pytest.param(EMBEDDED, "gpu", "KIND_GPU", id="by the Python step"),
+    ],
+)
+def test_a_network_runs_where_it_says_or_else_where_its_server_can(
+    target: RenderTarget, device: str | None, kind: str
+) -> None:
+    found = net(tree(target, runtime={} if device is None else {"device": device}))
+
+    assert found.instance_group[0].kind == found.instance_group[0].Kind.Value(kind)
+    assert found.backend == ("python" if kind == "KIND_CPU" or target.backend == "python" else "onnxruntime")
 
 
 def test_the_native_step_of_another_file_has_another_name() -> None:
@@ -158,19 +179,23 @@ def test_the_native_step_of_another_file_has_another_name() -> None:
 FIXED = replace(SEMANTIC_IO, input=TensorSpec("image", "UINT8", (1, 1, None, None)))
 NOT_BATCHED = replace(SEMANTIC_IO, batched=False)
 TILES = {"inference": [{"tile": {"height": 64, "width": 64}}]}
+OPENVINO = {"runtime": {"engine": "openvino"}}
 
 
 @pytest.mark.parametrize(
-    ("io", "changes"),
+    ("target", "io", "changes"),
     [
-        pytest.param(SEMANTIC_IO, TILES, id="tiles of an image"),
-        pytest.param(FIXED, {}, id="an input of one image"),
-        pytest.param(NOT_BATCHED, {}, id="outputs of one image"),
+        pytest.param(NATIVE, SEMANTIC_IO, TILES, id="tiles of an image"),
+        pytest.param(ON_CPU, FIXED, OPENVINO, id="an input of one image"),
+        pytest.param(ON_CPU, NOT_BATCHED, OPENVINO, id="outputs of one image"),
     ],
 )
-def test_what_the_native_backend_cannot_do_on_a_cpu_stays_with_python(io: NetworkIO, changes: dict[str, Any]) -> None:
-    found = tree(NATIVE, io, **changes)
+def test_what_the_native_backend_cannot_do_stays_with_python(
+    target: RenderTarget, io: NetworkIO, changes: dict[str, Any]
+) -> None:
+    found = tree(target, io, **changes)
     assert net(found).backend == "python"
+    assert net(found).instance_group[0].kind == net(found).instance_group[0].KIND_CPU
     assert found.native == frozenset()
 
 
@@ -218,8 +243,9 @@ def test_on_a_gpu_triton_adds_the_batch_that_a_file_lacks(
     assert shapes(found.output) == returned
 
 
-def test_the_public_network_of_a_file_of_one_image_takes_what_its_step_takes() -> None:
-    found = with_network_alias(tree(NATIVE, FIXED, **GPU), pipeline(**GPU), FIXED)
+@pytest.mark.parametrize("runtime", [GPU, {"runtime": {}}], ids=["gpu", "auto"])
+def test_the_public_network_of_a_file_of_one_image_takes_what_its_step_takes(runtime: dict[str, Any]) -> None:
+    found = with_network_alias(tree(NATIVE, FIXED, **runtime), pipeline(**runtime), FIXED)
     assert found.native == set(found.networks)
     public, step = config(found, "coins.network"), net(found)
     assert (public.max_batch_size, public.input, public.output) == (0, step.input, step.output)

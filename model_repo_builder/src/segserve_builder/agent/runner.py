@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import sources
+from segserve_builder.agent.processes import gpu_count
 from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
 from segserve_builder.agent.server import (
     RawAnswer,
@@ -140,6 +141,8 @@ class ActionRunner:
     """Ends a replay between two images."""
     gpus: Callable[[], tuple[str, ...]] = visible_gpus
     """Returns the server's GPUs."""
+    gpu_count: Callable[[], int] = gpu_count
+    """Returns the number of the server's GPUs, also where their driver lists none; may raise a `BuilderError`."""
     steps: PublishedSteps = field(init=False)
 
     def __post_init__(self) -> None:
@@ -245,7 +248,7 @@ class ActionRunner:
             DownloadProgress(on_progress),
             expose=spec.expose,
             metrics=spec.metrics,
-            target=self.target,
+            target=dataclasses.replace(self.target, has_gpu=self.gpu_count() > 0),
         )
         tree = build(shared=spec.processes == "shared")
         if not crashed_members(self.repository.root).isdisjoint(tree.members):

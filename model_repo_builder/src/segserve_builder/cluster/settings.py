@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from pydantic import ValidationError
 
-from segserve_builder.cpus import cpu_limit
+from segserve_builder.cpus import available_cpus
 from segserve_builder.render.target import RenderTarget
 from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
@@ -145,7 +145,7 @@ def _access(environment: Mapping[str, str]) -> Access:
 def _target(environment: Mapping[str, str]) -> RenderTarget:
     release = _required(environment, "SEGSERVE_TRITON_VERSION")
     backend = environment.get("SEGSERVE_NETWORK_BACKEND") or "python"
-    return RenderTarget.named(release, backend, cpu_limit(environment))
+    return RenderTarget.named(release, backend, available_cpus(environment))
 
 
 def _folder(environment: Mapping[str, str]) -> PodFolder:

@@ -35,6 +35,7 @@ from segserve_builder.agent.processes import (
 from segserve_builder.agent.server import Repository
 from segserve_builder.agent.state import StepDeath
 from segserve_builder.cluster.settings import TritonSettings
+from segserve_builder.errors import ServerSlowError
 from segserve_builder.gpus import visible_gpus
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 _MAX_MESSAGE_BYTES: Final = 8 * 2**20
 """A question names the steps of all models: 10,000 of them take 1 MiB."""
 _ANSWER_S: Final = 5.0
+START_S: Final = 60.0
+"""The agent's container may start this much earlier than Triton's without a word in a status."""
+_PAUSE_S: Final = 0.5
 PAUSE_AFTER_CRASH_S: Final = 3.0
 NVIDIA_ENTRYPOINT: Final = Path("/opt/nvidia/nvidia_entrypoint.sh")
 _NO_GPUS: Final = ("", "void", "none")
@@ -97,6 +101,8 @@ class LauncherLink:
     def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if question.get("gpus"):
             return {"gpus": visible_gpus()}
+        if question.get("devices"):
+            return {"devices": gpu_count()}
         if question.get("endServer"):
             self._processes.end_server()
             return {}
@@ -172,6 +178,18 @@ class LinkedProcesses:
             return tuple(map(str, self._ask({"gpus": True})["gpus"]))
         except (OSError, ValueError, KeyError, TypeError):
             return ()
+
+    def gpu_count(self) -> int:
+        """Return the number of NVIDIA devices of the server's container, once it runs; raises `ServerSlowError`."""
+        until_s = time.monotonic() + START_S
+        while True:
+            try:
+                return int(self._ask({"devices": True})["devices"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                if time.monotonic() > until_s:
+                    text = f"Triton's container has not answered for {START_S:.0f} s how many GPUs it has"
+                    raise ServerSlowError(text) from error
+            time.sleep(_PAUSE_S)
 
     def uses(self) -> ServerUse | None:
         """Return the use of the server's processes; None if that is not known."""

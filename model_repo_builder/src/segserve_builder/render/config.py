@@ -40,8 +40,6 @@ _SELECTED: Final = "INT32"
 LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 CONDITIONAL: Final = "conditional_models"
 """Parameter of an ensemble's config: the models that a step of it calls for some images, which Triton does not know."""
-_KINDS: Final = {None: "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
-"""Kinds of instances by `runtime.device`. KIND_AUTO is a GPU if the server has one."""
 _HEURISTIC: Final = "1"
 """Value of ONNX Runtime's `OrtCudnnConvAlgoSearch`, as Triton's backend reads it."""
 _ENGINES: Final = "/tmp/segserve-engines-"
@@ -79,23 +77,24 @@ def network_config(
     prefetching off, and then a request that arrives between an answer and the release of its batch is forgotten for
     half a second.
     """
+    # A network without a device is a native one on servers with a GPU alone.
+    on_gpu = runtime.device == "gpu" or (native and runtime.device is None)
     if native:
-        config = _native_step(options, io, runtime, target)
+        config = _native_step(options, io, runtime, target, on_gpu=on_gpu)
     else:
-        # With KIND_AUTO Triton would start the step on a GPU, for which its ONNX Runtime may have no provider.
-        config = _python_step(options, instances=runtime.instances, kind=_KINDS[runtime.device or "cpu"])
+        config = _python_step(options, instances=runtime.instances, kind="KIND_GPU" if on_gpu else "KIND_CPU")
     _add_histogram(config, target)
     _add_network_tensors(config, io, runtime, native=native)
     if config.max_batch_size:
         config.dynamic_batching.max_queue_delay_microseconds = runtime.max_queue_delay_us
-        apart = options.runs_images_apart and not native and runtime.device != "gpu"
+        apart = options.runs_images_apart and not on_gpu and not native
         if apart and target.cpus and 1 < target.cpus < config.max_batch_size:
             # It runs an image on each: more of them at a time would only hold memory.
             config.dynamic_batching.preferred_batch_size.append(target.cpus)
     else:
         for tensor in (*(config.input if single else ()), *(() if io.batched else config.output)):
             tensor.reshape.shape.extend(tensor.dims[1:])
-    if runtime.device == "gpu":
+    if on_gpu:
         _add_warmup(config)
     return config
 
@@ -272,7 +271,7 @@ def _without_options(config: Any) -> Any:
     return shared
 
 
-def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: RenderTarget) -> Any:
+def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: RenderTarget, *, on_gpu: bool) -> Any:
     config = _model_config(backend="onnxruntime")
     # The backend does not read it: the step's name is a digest that covers the network by it.
     config.parameters[PARAMETER].string_value = options.to_parameter()
@@ -280,10 +279,12 @@ def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: R
     config.parameters["enable_mem_pattern"].string_value = "0"
     if threads := options.intra_op_threads or target.cpus:
         config.parameters["intra_op_thread_count"].string_value = str(threads)
-    if runtime.device == "gpu":
+    if on_gpu:
         # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
         config.parameters["cudnn_conv_algo_search"].string_value = _HEURISTIC
-    config.instance_group.add(count=runtime.instances, kind=_KINDS[runtime.device])
+    # With KIND_AUTO a GPU whose driver Triton cannot use is no reason to refuse a network that did not ask for one.
+    kind = "KIND_CPU" if not on_gpu else "KIND_GPU" if runtime.device == "gpu" else "KIND_AUTO"
+    config.instance_group.add(count=runtime.instances, kind=kind)
     accelerators = config.optimization.execution_accelerators
     match options.engine:
         case "openvino":

@@ -22,15 +22,16 @@ _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 @dataclass(frozen=True, slots=True)
 class RenderTarget:
-    """A release of Triton (year and month), the preferred backend for networks, and the processors of a server.
+    """A release of Triton (year and month), its backend for networks on a GPU, and the processors of a server.
 
-    `cpus` is None if they are those of its machine. None of it changes answers or the name of a revision; the names of
-    steps that differ do change.
+    `cpus` is None if they are not known. None of it changes answers or the name of a revision; the names of steps that
+    differ do change.
     """
 
     release: tuple[int, int] = OLDEST
     backend: Backend = "python"
     cpus: int | None = None
+    has_gpu: bool = False
 
     @classmethod
     def named(cls, release: str, backend: str, cpus: int | None = None) -> Self:
@@ -48,6 +49,15 @@ class RenderTarget:
         """Whether the release has `model_metrics` with histograms."""
         return self.release >= HISTOGRAMS_SINCE
 
+    def uses_gpu(self, pipeline: Pipeline) -> bool:
+        """Return whether a GPU runs a network: one that asks for it, or one without a device that Triton can run there.
+
+        The Python step's ONNX Runtime may have no provider for GPUs, so that tiles and augmented views have to ask.
+        """
+        if pipeline.runtime.device is None:
+            return self.has_gpu and self.backend == "onnxruntime" and not pipeline.inference
+        return pipeline.runtime.device == "gpu"
+
     def joins_steps(self, pipeline: Pipeline) -> bool:
         """Return whether one step is all of a model: a network on the CPU, with the defaults of how it runs.
 
@@ -57,7 +67,7 @@ class RenderTarget:
         runtime = pipeline.runtime
         chosen = runtime.instances > 1 or runtime.intra_op_threads > 0 or runtime.engine is not None
         plain = pipeline.second is None and pipeline.cascade is None and not pipeline.inference
-        here = self.backend == "python" and self.cpus is not None and runtime.device != "gpu"
+        here = self.cpus is not None and not self.uses_gpu(pipeline)
         return here and plain and not chosen and smoothing_of(pipeline) is None
 
     @property
@@ -66,11 +76,12 @@ class RenderTarget:
         return min(self.cpus or 1, MOST_JOINED) + 1
 
     def runs_natively(self, pipeline: Pipeline, io: NetworkIO) -> bool:
-        """Return whether Triton's own backend runs a network: once per image, on a CPU in whole batches.
+        """Return whether Triton's own backend runs a network: once per image, on a GPU or by OpenVINO.
 
-        Tiles and augmented views need the Python step; on a CPU files that fix the batch as well.
+        Tiles and augmented views need the Python step, and with OpenVINO also files that fix the batch. Other networks
+        on a CPU have the Python step, which bounds the memory of a request.
         """
-        fits = io.has_free_batch or pipeline.runtime.device == "gpu"
+        fits = self.uses_gpu(pipeline) or (pipeline.runtime.engine == "openvino" and io.has_free_batch)
         return self.backend == "onnxruntime" and not pipeline.inference and fits
 
 
