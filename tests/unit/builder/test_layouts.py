@@ -40,8 +40,8 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 
 def table() -> dict[str, dict[str, str]]:
     """Return the cells by row and column; of a link the text alone counts."""
-    text = (ROOT / "docs/how-to/gpu.md").read_text()
-    lines = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text.partition("## What runs where")[2]).splitlines()
+    section = (ROOT / "docs/how-to/gpu.md").read_text().partition("## What runs where")[2].partition("\n## ")[0]
+    lines = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", section).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     head, _, *found = rows
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in found}

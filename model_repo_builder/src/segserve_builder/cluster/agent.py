@@ -252,8 +252,15 @@ class Pod:
         repository = Repository(folder.repository)
         sources = (settings.target, settings.artifact_base, settings.access)
         processes = LinkedProcesses(folder.root)
-        devices = {"gpus": processes.gpus, "gpu_count": processes.gpu_count}
-        runner = ActionRunner(server, repository, settings.cache, folder.log, *sources, **devices)
+        runner = ActionRunner(
+            server,
+            repository,
+            settings.cache,
+            folder.log,
+            *sources,
+            gpus=processes.gpus,
+            gpu_count=processes.gpu_count,
+        )
         observer = ServerObserver(server, repository, processes)
         self.agent = Agent(settings.own_folder, runner, observer, self._report, settings.ports.metrics)
         self._sender = ReportSender(client, reports_name(pool, group), settings.pod, report_name(settings.pod))
