@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from fakes.cluster_models import model, on_this_machine, smallest
 from fakes.served_namespace import POOL, ServedNamespace
 from raw_inference import PROTOCOLS, RawRequest, image, send
 from segserve import Client
-from segserve_common.kube.names import SHARDS, plan_name
+from segserve_builder.spec.names import STEP_PREFIX
+from segserve_common.kube.names import RUN_FOLDER, SHARDS, object_name, plan_name
 from segserve_common.kube.shards import shard_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -56,12 +58,22 @@ def ask(url: str, name: str) -> Answers:
     return answers
 
 
+@dataclass(frozen=True)
+class Local:
+    """What the local platform answers with the same files, and the steps that do so."""
+
+    answers: dict[str, Answers]
+    steps: set[str]
+
+
 @pytest.fixture(scope="module")
-def local_answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
-    """What the local platform answers with the same files; it is ended before the cluster is asked."""
+def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
+    """The local platform's answers and steps; it is ended before the cluster is asked."""
     file = write(tmp_path_factory.mktemp("models") / "models.yaml", *(on_this_machine(model(name)) for name in POOLS))
     with platform(file) as running:
-        return {name: ask(running.url, name) for name in POOLS}
+        answers = {name: ask(running.url, name) for name in POOLS}
+        found = running.state.glob(f"groups/*/repository/{STEP_PREFIX}*")
+        return Local(answers, {path.name for path in found})
 
 
 @pytest.fixture
@@ -74,12 +86,21 @@ def coins(served: ServedNamespace) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_every_client_gets_the_answers_of_the_local_platform(
-    served: ServedNamespace, local_answers: dict[str, Answers], name: str
-) -> None:
+def test_every_client_gets_the_answers_of_the_local_platform(served: ServedNamespace, local: Local, name: str) -> None:
     found = ask(served.url(POOLS[name]), name)
 
-    assert found == local_answers[name]
+    assert found == local.answers[name]
+
+
+def test_servers_without_a_gpu_have_the_steps_of_the_local_platform(served: ServedNamespace, local: Local) -> None:
+    found = set()
+    for pool in set(POOLS.values()):
+        server = f"deployment/{object_name(pool, served.main(pool))}"
+        listed = ("exec", server, "-c", "triton", "--", "ls", f"{RUN_FOLDER}/repository")
+        names = served.cluster.kubectl("-n", served.name, *listed).split()
+        found |= {name for name in names if name.startswith(STEP_PREFIX)}
+
+    assert found == local.steps
 
 
 def test_kubectl_shows_that_a_model_is_ready_and_where_it_answers(served: ServedNamespace) -> None:
