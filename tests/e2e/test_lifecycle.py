@@ -253,3 +253,52 @@ def test_the_built_repository_is_served_by_a_triton_of_ones_own(tmp_path: Path, 
 
     assert answer.as_numpy("AREAS")[1] in COIN_PIXELS
     assert shm_regions(prefix) == ()
+
+
+@pytest.fixture
+def own_triton(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """The program of a Triton as it is installed, with its backends beside it, and its environment."""
+    runtime = ensure_runtime(cache_folder())
+    root = tmp_path / "tritonserver"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/tritonserver").symlink_to(runtime.tritonserver)
+    (root / "backends").symlink_to(runtime.backends)
+    ports = Ports(free_port(), free_port(), free_port())
+    command = triton_command(runtime, tmp_path, ports=ports, shm_prefix=shm_prefix(), api_secret="unused")
+    shown = {name: value for name, value in command.environment.items() if not name.startswith("--")}
+    return root / "bin/tritonserver", shown
+
+
+def build(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = (sys.executable, "-m", "segserve_platform.cli", "build", "-f", str(MODELS), *arguments)
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_S)
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        pytest.param((), {"pre", "net", "post"}, id="cores are not known"),
+        pytest.param(("--cpus", "2"), {"pipeline"}, id="two cores"),
+    ],
+)
+def test_a_triton_of_ones_own_is_checked_to_answer_the_golden_images(
+    tmp_path: Path, own_triton: tuple[Path, dict[str, str]], options: tuple[str, ...], kinds: set[str]
+) -> None:
+    program, environment = own_triton
+    done = build(tmp_path, environment, "-o", "out", "--check", str(program), *options)
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    written = [line.removesuffix(" written to out") for line in lines[:3]]
+    assert [line.split(" ")[0] for line in lines[3:]] == written
+    assert all(re.search(r" answers its \d+ golden images by ", line) for line in lines[3:])
+    assert {path.name.split("--")[1] for path in (tmp_path / "out").glob("segserve--*")} == kinds
+    # Of Triton and of what it wrote nothing is left.
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "tritonserver"}
+
+
+def test_a_program_that_is_no_triton_is_named(tmp_path: Path) -> None:
+    done = build(tmp_path, dict(os.environ), "-o", "out", "--check", "/bin/true")
+
+    assert done.returncode == 1
+    assert "/bin/true is no tritonserver: there is no folder" in done.stderr

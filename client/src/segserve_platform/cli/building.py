@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ from segserve_platform.platforms.manifests import complete_models, read_files
 if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
 
+NetworkBackend: TypeAlias = Literal["python", "onnxruntime"]
+"""What runs networks that do not need a process of Python."""
+Device: TypeAlias = Literal["cpu", "gpu"]
 ImageScore: TypeAlias = Literal["maxSoftmax", "energy", "detail"]
 """The scores of `spec.outOfDistribution`."""
 
@@ -185,14 +189,44 @@ runtime = typer.Typer(help="Manage the environment of Triton's Python steps.", n
 def build(
     files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be repeated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder, created if missing.")],
+    triton: Annotated[
+        str, typer.Option(metavar="YY.MM", help="Release of the Triton that serves it; a later one does as well.")
+    ] = "24.10",
+    backend: Annotated[
+        NetworkBackend,
+        typer.Option(help="What runs networks on a GPU and by OpenVINO: the Python step, or Triton's own backend."),
+    ] = "python",
+    device: Annotated[
+        Device, typer.Option(help="Device that the server has for networks without runtime.device.")
+    ] = "cpu",
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processors of the server, with which one step runs all of a model on a CPU. Default: three steps.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TRITONSERVER",
+            exists=True,
+            dir_okay=False,
+            help="Program that loads what was written and is asked for the golden images; it ends then.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write the Triton model repository of models, for running Triton without segserve."""
     with needs("builder"):
         from segserve_builder.render.repository import build_tree, publish_tree
+        from segserve_builder.render.target import RenderTarget
         from segserve_operator.adapters.local.access import local_access
         from segserve_operator.adapters.local.files import cache_folder
         from segserve_operator.api.triton_pool import TritonPool
 
+    target = replace(RenderTarget.named(triton, backend, cpus), has_gpu=device == "gpu")
     read = read_files(files)
     pools = [written.resource for written in read if isinstance(written.resource, TritonPool)]
     access = local_access(pools[0].spec.artifacts if pools else None)
@@ -200,11 +234,18 @@ def build(
     if not models:
         found = ", ".join(written.resource.kind for written in read)
         raise CommandError(f"no SegmentationModel in {', '.join(map(str, files))}; found: {found or 'nothing'}")
-    for assigned in (model.assigned for model in models.values()):
+    assignments = [model.assigned for model in models.values()]
+    for assigned in assignments:
         networks, cache = assigned.networks, cache_folder()
-        tree = build_tree(networks, cache, access, expose=assigned.expose, metrics=assigned.metrics)
+        tree = build_tree(networks, cache, access, expose=assigned.expose, metrics=assigned.metrics, target=target)
         publish_tree(tree, output)
         typer.echo(f"{assigned.revision} written to {output}")
+    if check is not None:
+        with needs("local"):
+            from segserve_platform.cli.own_triton import check as checked
+
+        for line in checked(check, output, assignments, target, access):
+            typer.echo(line)
 
 
 def crds(

@@ -37,7 +37,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve batch trees ortho.tif --out found/ --format geojson --affine 0.1 0 500000 0 -0.1 5800000",
         "segserve batch coins slide.zarr --out found/ --scheduler tcp://scheduler:8786",
     ),
-    "build": ("segserve build -f model.yaml -o repository/",),
+    "build": (
+        "segserve build -f model.yaml -o repository/ --cpus 4",
+        "segserve build -f model.yaml -o repository/ --triton 26.04 --backend onnxruntime --device gpu "
+        "--check /opt/tritonserver/bin/tritonserver",
+    ),
     "crds": ("segserve crds | kubectl apply --server-side -f -", "segserve crds -o crds/"),
     "schema": ("segserve schema -o .segserve/schema.json",),
     "openapi": ("segserve openapi -o openapi.json", "segserve openapi coins -n vision"),
