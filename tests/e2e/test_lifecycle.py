@@ -301,4 +301,4 @@ def test_a_program_that_is_no_triton_is_named(tmp_path: Path) -> None:
     done = build(tmp_path, dict(os.environ), "-o", "out", "--check", "/bin/true")
 
     assert done.returncode == 1
-    assert "/bin/true is no tritonserver: there is no folder" in done.stderr
+    assert "/bin/true is not an installed tritonserver" in done.stderr

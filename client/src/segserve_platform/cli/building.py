@@ -211,8 +211,6 @@ def build(
         Path | None,
         typer.Option(
             metavar="TRITONSERVER",
-            exists=True,
-            dir_okay=False,
             help="Program that loads what was written and is asked for the golden images; it ends then.",
             show_default=False,
         ),

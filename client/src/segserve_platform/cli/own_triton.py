@@ -88,8 +88,8 @@ def _running(program: Path, repository: Path, folder: Path) -> Iterator[TritonSe
     ports, prefix = Ports(free_port(), free_port(), free_port()), f"segserve-check-{os.getpid()}-"
     folders = [path.parent.parent / "backends" for path in (program.absolute(), program.resolve())]
     backends = next(filter(Path.is_dir, folders), None)
-    if backends is None:
-        raise CommandError(f"{program} is no tritonserver: there is no folder {folders[0]} with its backends")
+    if backends is None or not program.is_file():
+        raise CommandError(f"{program} is not an installed tritonserver: a file, with its backends in {folders[0]}")
     argv = server_arguments(
         program.absolute(),
         repository,
