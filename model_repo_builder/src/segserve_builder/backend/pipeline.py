@@ -3,9 +3,9 @@
 Triton gives an instance one request at a time, and each instance is a process. The process of the first one answers the
 requests of all in threads; the others pass theirs on, and load neither the network nor the stages.
 
-One instance could answer from threads by response senders. But if its process ends, Triton 2.51 never answers the requests
-that it has by then: their callers wait for their own deadline. Instances answer by return, and Triton fails their requests
-at once.
+One instance could answer from threads by response senders. But if its process ends, Triton 2.51 never answers the
+requests that it has by then: their callers wait for their own deadline. Instances answer by return, and Triton fails
+their requests at once.
 """
 
 from __future__ import annotations
