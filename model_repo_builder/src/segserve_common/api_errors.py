@@ -13,8 +13,8 @@ from segserve_common.errors import ControlError
 class ApiError(ControlError):
     """A request that failed; repeating it later is safe.
 
-    `status` is the HTTP status (None if no answer came), `server_message` and `details` are those of the server's
-    Status object, `retry_after_s` is the time in seconds for which the server asked to wait.
+    `status` is the HTTP status (None if no answer came), `server_message` and `details` come from the server's Status
+    object, `retry_after_s` is the time in seconds for which the server asked to wait.
     """
 
     def __init__(

@@ -61,9 +61,9 @@ class _Repeat:
 
 
 class Repeats(Generic[Key]):
-    """Delays of actions that are wanted again after they were done: what they were to change is as it was before.
+    """Delays of actions that become necessary again after they were done: their effect did not last.
 
-    An action that was not wanted for as long as its delay is a new one, and so is one with another `content`.
+    An action that was not necessary for as long as its delay counts as new, and so does one with another `content`.
     """
 
     def __init__(self, backoff: Backoff) -> None:
@@ -86,7 +86,7 @@ class Repeats(Generic[Key]):
         return repeat.done_s + self._backoff.delay_s(repeat.count) - now_s
 
     def follow(self, wanted: Collection[Key], now_s: float) -> None:
-        """Forget the actions that are no longer wanted; called with all that are wanted now."""
+        """Forget the actions that are no longer necessary; `wanted` are all that are necessary now."""
         for key, repeat in [*self._done.items()]:
             if key in wanted:
                 repeat.wanted_s = now_s
@@ -103,7 +103,7 @@ class Repeats(Generic[Key]):
 def retry_after_s(text: str | None, now: datetime | None = None) -> float | None:
     """Return the seconds that a `Retry-After` header asks to wait, or None for anything but seconds or an HTTP date.
 
-    A date in the past is 0. `now` is what a date is compared with: the server's own `Date`, or this machine's clock.
+    A date in the past is 0. A date is compared with `now`: the server's own `Date`, or this machine's clock.
     """
     if text is None:
         return None

@@ -12,7 +12,7 @@ class SegserveError(Exception):
     """A request that was not answered.
 
     `status` is the HTTP status as int, the name of the gRPC status as str, or None without an answer. `model` and
-    `revision` are None if they are not known, `request_id` if nothing was to be sent. `retry_after_s` is the delay that
+    `revision` are None if unknown, `request_id` if there was no request to send. `retry_after_s` is the delay that
     the server asks for. `message` is the text without the request's id.
     """
 

@@ -32,10 +32,10 @@ class UnreadableFileError(DamagedFileError):
 
 
 def read_file(path: Path, parse: Callable[[str], T]) -> T:
-    """Return what `parse` makes of a file's text, whatever that is.
+    """Return the result of `parse` for a file's text.
 
-    Raises `FileNotFoundError` if there is none, `UnreadableFileError` if the system does not give its content, and
-    another `DamagedFileError` for a content that cannot be parsed.
+    Raises `FileNotFoundError` if the file does not exist, `UnreadableFileError` if the system cannot read it, and
+    another `DamagedFileError` if its content cannot be parsed.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

@@ -79,9 +79,9 @@ class ImageFileError(ValueError):
 class ImageHeader:
     """An image file by its header. `height` and `width` are as stored, before `orientation` 1..8 is applied.
 
-    The other fields are those of TIFF: `photometric`, `sample_format`, `planar`, `compression` and `extra_samples` by
-    their numbers, `tile` the height and width of a tile (1 without), `nodata` the value that GDAL writes. Of a GeoTIFF,
-    `alpha` is the number of the band, and `mask_page` that of the page, that is 0 where there are no data.
+    The other fields are TIFF's: `photometric`, `sample_format`, `planar`, `compression` and `extra_samples` by
+    their numbers, `tile` the height and width of a tile (1 without), `nodata` the value that GDAL writes. In a GeoTIFF,
+    `alpha` is the number of the band, and `mask_page` the number of the page, that is 0 where there are no data.
     """
 
     format: Literal["JPEG", "PNG", "WebP", "TIFF"]
@@ -150,7 +150,7 @@ def unread_samples(file: ImageHeader) -> ImageFileError:
 
 
 def describe_file(path: Path) -> ImageHeader:
-    """Describe a file, of which only the parts that matter are read; raises as `describe` does, and `OSError`."""
+    """Describe a file, reading only the parts that matter; raises as `describe` does, and `OSError`."""
     with path.open("rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -163,9 +163,9 @@ def describe_file(path: Path) -> ImageHeader:
 def describe(data: Data) -> ImageHeader:
     """Describe a JPEG, PNG, WebP or TIFF file by its first bytes and its header, without decoding it.
 
-    Orientation is EXIF's (of a PNG its eXIf chunk, of a TIFF its tag), which is 1 if broken; that of XMP does not
-    count, as in browsers. Of several pages or frames it is the first. Raises `ImageFileError` for other files, raw
-    files of cameras, TIFFs that begin with a thumbnail or mask, and headers that are damaged.
+    Orientation is EXIF's (in a PNG the eXIf chunk, in a TIFF the tag), or 1 if it is broken; XMP's orientation is
+    ignored, as in browsers. Of several pages or frames, the first is described. Raises `ImageFileError` for other
+    files, raw files of cameras, TIFFs that begin with a thumbnail or mask, and headers that are damaged.
     """
     if data[:3] == b"\xff\xd8\xff":
         return _jpeg(data)
@@ -406,9 +406,9 @@ def _is_raw(data: Data, described: ImageHeader, offset: int) -> bool:
 
 
 def frame_count(data: Data) -> int:
-    """Return the number of frames or pages of a file that `describe` takes; reduced copies and masks are none.
+    """Return the number of frames or pages of a file that `describe` accepts, without reduced copies and masks.
 
-    Of a JPEG it is 1: further pictures of an MPO are previews and depth maps.
+    For a JPEG it is 1: further pictures of an MPO are previews and depth maps.
     """
     if data[:8] == PNG_SIGNATURE:
         animation = next((start for kind, start, _ in png_chunks(data) if kind == b"acTL"), None)
@@ -450,7 +450,7 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
             """Leave the pixels as they are: Pillow would turn them, also as XMP says."""
 
     try:
-        # Not Image.open: its limit on pixels would come before that of the model.
+        # Not Image.open: its limit on pixels would apply before the model's.
         image = StoredTiff(io.BytesIO(data))
     except MemoryError:
         raise

@@ -100,7 +100,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One inference. `outputs` names what is asked for; empty asks for everything."""
+    """One inference. `outputs` names the requested outputs; empty requests all of them."""
 
     model: str
     inputs: tuple[Tensor, ...]

@@ -24,7 +24,7 @@ LEVEL_VARIABLE: Final = "SEGSERVE_LOG_LEVEL"
 
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _LIBRARIES: Final = ("aiohttp", "httpx", "kopf", "urllib3")
-"""They tell of each request, whose failures our own lines tell of."""
+"""They log each request; our own lines report failures."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class LogSettings:
         )
 
     def variables(self) -> dict[str, str]:
-        """Return the variables that `of` reads, without those of defaults."""
+        """Return the variables that `of` reads, without those that have their default."""
         given = {
             FORMAT_VARIABLE: (self.format, LogSettings().format),
             LEVEL_VARIABLE: (self.level, LogSettings().level),
@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging(settings: LogSettings) -> None:
-    """Write the process's log to stderr; as JSON, also warnings and exceptions that nobody caught."""
+    """Write the process's log to stderr; as JSON, also warnings and uncaught exceptions."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)

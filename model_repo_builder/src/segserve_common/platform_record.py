@@ -20,8 +20,8 @@ RECORD_FILE: Final = "platform.json"
 @dataclass(frozen=True, slots=True)
 class PlatformRecord:
     """The supervisor's process, the URL for clients, whether this supervisor has written all statuses once, its
-    version of segserve ("" for one from before versions were recorded), and the file of the private authority ("" if
-    there is none).
+    version of segserve ("" for one from before versions were recorded), and the file of the private authority (""
+    without one).
     """
 
     process: ProcessRecord

@@ -26,17 +26,17 @@ class ProcessRecord:
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """Return the record of the process that has an id now. Raises `OSError` if there is none."""
+        """Return the record of the process that has an id now. Raises `OSError` if no process has it."""
         return cls(pid, int(_stat(pid)[19]), _boot_id())  # starttime; see proc_pid_stat(5)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a record. Raises `ValueError` if the text is none."""
+        """Read a record. Raises `ValueError` if the text is not a record."""
         return cls.from_fields(json.loads(text))
 
     @classmethod
     def from_fields(cls, fields: Any) -> Self:
-        """Read the fields of a record. Raises `ValueError` if they are none."""
+        """Read a record from its fields. Raises `ValueError` if they are not a record's."""
         try:
             return cls(int(fields["pid"]), int(fields["start_ticks"]), str(fields["boot_id"]))
         except (LookupError, TypeError, ArithmeticError) as error:

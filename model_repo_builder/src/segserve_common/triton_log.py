@@ -105,7 +105,7 @@ def _context(message: str) -> tuple[dict[str, str], int]:
     try:
         quoted = {name: text for name, text in found.groupdict().items() if text is not None}
         return {name: ast.literal_eval(text) for name, text in quoted.items()}, found.end()
-    except (SyntaxError, ValueError):  # somebody else's quotes
+    except (SyntaxError, ValueError):  # not quoted by a step
         return {}, 0
 
 

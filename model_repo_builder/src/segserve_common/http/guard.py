@@ -99,7 +99,7 @@ async def get_bounded(
     timeout_s: float,
     params: Mapping[str, Sequence[str]] | None = None,
 ) -> bytes:
-    """Return the body that a server answers a GET with, which somebody else may have written.
+    """Return the body of a server's answer to a GET; the body is untrusted.
 
     `timeout_s` bounds the whole exchange. Raises `RequestError` for another status than 200, and for a body that is
     longer than `max_bytes`, compressed, late or broken off.
@@ -121,7 +121,7 @@ async def get_bounded(
 async def body_within(response: httpx.Response, max_bytes: int) -> bytes:
     """Return the body of a response that is being received; nothing is decompressed.
 
-    Raises `RequestError` if it is compressed, which nobody asked for, or longer than `max_bytes`.
+    Raises `RequestError` if it is compressed, which was not requested, or longer than `max_bytes`.
     """
     if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
         raise RequestError(f"the body is compressed ({encoding[:20]}), which was not asked for")

@@ -12,7 +12,7 @@ _NO_IPV6: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 def listen_anywhere(port: int) -> socket.socket:
     """Return a socket that listens on all IPv6 and IPv4 addresses; port 0 chooses a free one.
 
-    Without IPv6 in the kernel it listens on those of IPv4. Raises OSError, as if the port is taken.
+    Without IPv6 in the kernel, it listens on IPv4 addresses only. Raises OSError, as if the port is taken.
     """
     if socket.has_dualstack_ipv6():
         try:
@@ -24,6 +24,6 @@ def listen_anywhere(port: int) -> socket.socket:
 
 
 def any_address() -> str:
-    """Return the address that stands for all of the machine: `::` where there is IPv6, which means IPv4 too."""
+    """Return the wildcard address of the machine: `::` if there is IPv6, which also covers IPv4."""
     with listen_anywhere(0) as probe:
         return str(probe.getsockname()[0])

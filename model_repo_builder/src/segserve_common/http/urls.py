@@ -91,7 +91,7 @@ def is_within(text: str, networks: Iterable[str]) -> bool:
 
 
 def matches_host(host: str, patterns: Iterable[str]) -> bool:
-    """Return whether a host matches one of the patterns, which are those of `fnmatch`, in lower case."""
+    """Return whether a host matches one of the `fnmatch` patterns, which are in lower case."""
     return any(fnmatchcase(host.lower(), pattern.lower()) for pattern in patterns)
 
 
@@ -111,7 +111,7 @@ class UrlError(Exception):
 
 
 class RequestError(Exception):
-    """A request without a usable response; `is_transient` tells whether it may succeed later."""
+    """A request without a usable response; `is_transient` says whether it may succeed later."""
 
     def __init__(self, message: str, *, is_transient: bool = False) -> None:
         super().__init__(message)
@@ -189,16 +189,16 @@ class Url:
 
 
 def own_service(host: str, address: str) -> None:
-    """Check an address of a service that the user of this machine configures: private networks and loopback, too."""
+    """Check the address of a service configured by this machine's user; private networks and loopback are allowed."""
     if reason := refusal(address, loopback=True, private=True):
         raise RefusedError(f"{host!r} is at {address}, {reason}")
 
 
 def service_check(allowed: Collection[str], setting: str) -> AddressCheck:
-    """Return the check of services that tenants configure, and a process that is not theirs calls.
+    """Return the check of services that tenants configure and that a process of another owner calls.
 
-    `allowed` are patterns of hosts, or networks, from the chart's value `setting`: no others may be called, and only
-    these may have private addresses. If there are none, all public addresses may be called.
+    `allowed` are patterns of hosts, or networks, from the chart's value `setting`: only these may be called, and only
+    these may have private addresses. If it is empty, all public addresses may be called.
     """
 
     def check(host: str, address: str) -> None:

@@ -23,7 +23,7 @@ _LAZY: Final = (
 
 
 def _make_lazy(name: str) -> None:
-    """Register a package without running its `__init__`; its modules are imported when they are asked for."""
+    """Register a package without running its `__init__`; its modules are imported on first use."""
     spec = find_spec(name) if name not in sys.modules else None
     if spec is None:
         return
@@ -32,7 +32,7 @@ def _make_lazy(name: str) -> None:
         try:
             return importlib.import_module(f"{name}.{attribute}")
         except ModuleNotFoundError:
-            # Not a module: whoever shares this process with us gets the whole package, as if we were not here.
+            # Not a module: other code in this process gets the whole package, as it would without us.
             if loader is not None and "__getattr__" in vars(package):
                 del package.__getattr__
                 loader.exec_module(package)
@@ -47,7 +47,7 @@ def _make_lazy(name: str) -> None:
         setattr(sys.modules[parent], own, package)
 
 
-# Where somebody has imported it as a whole already, nothing is left to save.
+# If the package was already imported as a whole, there is nothing left to save.
 if "kubernetes" not in sys.modules and find_spec("kubernetes") is not None:
     for _package in _LAZY:
         _make_lazy(_package)

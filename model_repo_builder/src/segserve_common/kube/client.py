@@ -1,6 +1,6 @@
 """A synchronous client of one API server, over the official package's connection pool. Objects are JSON values.
 
-The generated models are left aside: they cost a pod memory and a command its start, and custom resources have none.
+The generated models are not used: they cost a pod memory and a command its start, and custom resources have no models.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class KubeClient:
         return sorted(items, key=_namespace_and_name), str(page["metadata"].get("resourceVersion", ""))
 
     def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> Json:
-        """Return one object; `NotFoundError` if there is none."""
+        """Return one object; raises `NotFoundError` if it does not exist."""
         return without_managed_fields(self._object(Request("get", "GET", self.path(kind, name, namespace)), kind))
 
     def managed_fields(self, kind: Kind, name: str, namespace: str | None = None) -> Sequence[Json]:

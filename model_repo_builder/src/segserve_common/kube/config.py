@@ -63,7 +63,7 @@ class KubeContext:
         return self.file.parent / str(user["tokenFile"])
 
     def read_token_file(self, configuration: Any) -> None:
-        """Put the current token into a configuration: whoever writes the file renews it."""
+        """Put the current token into a configuration: the file's writer renews it."""
         assert self.token_file is not None, "it is called only if there is one"
         configuration.api_key["BearerToken"] = f"Bearer {self.token_file.read_text().strip()}"
 
@@ -81,7 +81,7 @@ class KubeContext:
 
 
 def kubeconfig_files(named: Path | None = None) -> list[Path]:
-    """Return the files to read: the named one, else those of `$KUBECONFIG`, else `~/.kube/config` if it is there."""
+    """Return the files to read: the named one, else the files in `$KUBECONFIG`, else `~/.kube/config` if it exists."""
     if named is not None:
         return [named]
     from_environment = [Path(name) for name in os.environ.get("KUBECONFIG", "").split(os.pathsep) if name]
@@ -129,7 +129,7 @@ def default_context() -> KubeContext:
 
 
 def authorization(configuration: Configuration) -> dict[str, str]:
-    """Return the header that says who sends a request; reads a token again that has expired."""
+    """Return the header that authenticates a request; an expired token is read again."""
     try:
         token = configuration.get_api_key_with_prefix("BearerToken")
     except (ConfigException, OSError) as error:

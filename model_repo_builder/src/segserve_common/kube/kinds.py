@@ -74,4 +74,4 @@ CHILDREN: Final = (
 """The objects that segserve creates, and the pods that follow from them; all have `MANAGED_LABELS`."""
 
 GATEWAY_ROUTES: Final = (HTTP_ROUTES, GRPC_ROUTES)
-"""What it creates besides, where a cluster has the Gateway API and a pool asks for it."""
+"""What it creates in addition if the cluster has the Gateway API and a pool requests it."""

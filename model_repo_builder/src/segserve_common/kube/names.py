@@ -55,7 +55,7 @@ POD_USER: Final = 1000
 REPORT_KEY: Final = "report"
 """Key of a pod's report in a ConfigMap of its own."""
 REPORTS_KEY: Final = "reports"
-"""Key, in the first shard of an assignment, whose value `OWN_REPORTS` tells agents to use ConfigMaps of their own."""
+"""Key, in the first shard of an assignment, whose value `OWN_REPORTS` makes agents use ConfigMaps of their own."""
 OWN_REPORTS: Final = "own"
 
 RUN_FOLDER: Final = "/run/segserve"

@@ -12,10 +12,9 @@ from segserve_common.api_errors import GoneError, UnavailableError, error_from_r
 from segserve_common.kube.kinds import CONFIG_MAPS, REVISIONS, Json, Kind
 
 PAGE_SIZE: Final = 500
-PAGE_SIZES: Final = {CONFIG_MAPS: 25, REVISIONS: 100}
-"""Pages of objects of which each may have 1 MiB, whoever made them."""
-
 """Number of objects that one page of a list has."""
+PAGE_SIZES: Final = {CONFIG_MAPS: 25, REVISIONS: 100}
+"""Pages of objects, each of which may have 1 MiB and come from any author."""
 JSON: Final = "application/json"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -42,7 +41,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The body as compact JSON, which is YAML too."""
+        """The body as compact JSON, which is also YAML."""
         return json.dumps(self.body, separators=(",", ":"))
 
     @property

@@ -40,10 +40,11 @@ def pack(value: Any) -> str:
 
 
 def unpack(text: str, max_bytes: int = MAX_UNPACKED_BYTES) -> Any:
-    """Return the value that `pack` made the text of.
+    """Return the value that `pack` made the text from.
 
-    Whoever may edit ConfigMaps may have written it: no more than `max_bytes` of JSON are unpacked, and only values of
-    at most `MAX_DEPTH` levels and `MAX_CONTAINERS` lists and objects are built. Raises ValueError for any other text.
+    The text is untrusted, as any editor of ConfigMaps may have written it: no more than `max_bytes` of JSON are
+    unpacked, and only values of at most `MAX_DEPTH` levels and `MAX_CONTAINERS` lists and objects are built. Raises
+    ValueError for any other text.
     """
     try:
         decompressor = zlib.decompressobj(wbits=_GZIP)
@@ -58,7 +59,7 @@ def unpack(text: str, max_bytes: int = MAX_UNPACKED_BYTES) -> Any:
 
 
 def read_json(content: bytes) -> Any:
-    """Return a JSON value that somebody else wrote; raises ValueError for any other text, and one of too many parts."""
+    """Return an untrusted JSON value; raises ValueError for any other text, and for a value of too many parts."""
     if content.count(b"[") + content.count(b"{") > MAX_CONTAINERS:
         raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
     try:
@@ -85,6 +86,6 @@ def version_of(content: str) -> str:
 
 
 def content_of(config_map: Mapping[str, Any]) -> str | None:
-    """Return the packed content of a ConfigMap as the API sends it; None where it has none yet."""
+    """Return the packed content of a ConfigMap as the API sends it; None if it has no content yet."""
     content: str | None = (config_map.get("binaryData") or {}).get(CONTENT_KEY)
     return content

@@ -1,4 +1,4 @@
-"""Lists objects and watches them from there, for as long as it is wanted: client-go calls that a reflector."""
+"""Lists objects and then watches them until it is stopped: client-go calls this a reflector."""
 
 from __future__ import annotations
 
