@@ -1,4 +1,4 @@
-"""The processors that a server may use: those of its machine, or its container's limit."""
+"""The processors that a server may use: all of its machine's, or its container's limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 CPUS_VARIABLE: Final = "SEGSERVE_CPUS"
-"""Environment variable of a container: its limit of processors, rounded up. Its processes see those of the node."""
+"""Environment variable of a container: its limit of processors, rounded up. Its processes see the node's processors."""
 
 
 def cpu_limit(environment: Mapping[str, str] = os.environ) -> int | None:

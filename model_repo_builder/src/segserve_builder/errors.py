@@ -45,7 +45,7 @@ class OtherVersionError(BuilderError):
 
 
 class SignatureError(BuilderError):
-    """The network's inputs or outputs are not those of its family."""
+    """The network's inputs or outputs do not match its family."""
 
     reason = "SignatureMismatch"
 
@@ -71,7 +71,7 @@ class ArtifactMissingError(BuilderError):
 
 
 class SourceUnavailableError(ArtifactMissingError):
-    """A server does not respond now, or asks to retry later; a retry may succeed soon."""
+    """A server does not respond now, or requests a later retry; a retry may succeed soon."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         self.retry_after_s = retry_after_s

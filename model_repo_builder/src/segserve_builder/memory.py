@@ -59,7 +59,7 @@ def available_bytes(cgroups: Path = _CGROUPS) -> int:
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> None:
-    """Let this process keep what it frees for its next request, other than Triton, whose environment it has.
+    """Let this process keep what it frees for its next request, unlike Triton, whose environment it has.
 
     To return pages and fault them in again costs a step more than its work. Other values than Triton's stay.
     """

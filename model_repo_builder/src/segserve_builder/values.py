@@ -73,7 +73,7 @@ class ResizeTransform:
         return self.width / self.inner_width, self.height / self.inner_height
 
     def to_image_coordinates(self, boxes: Float32) -> Float32:
-        """Return boxes in pixels of the original image, not clipped, of those in pixels of the network's input.
+        """Convert boxes in pixels of the network's input to pixels of the original image, not clipped.
 
         Both are float32 (N, 4) as x1 y1 x2 y2.
         """
@@ -132,9 +132,9 @@ class Logits:
 
     They are shaped (C, 0, 0) beside the labels of a network that gives no scores.
 
-    Probabilities are those of `values / temperature`. `things` are the ids of the classes whose objects are counted.
-    `guide` is the image at the network's resolution, uint8 (inner_height, inner_width, 3) without padding, if a stage
-    needs it. With `align_corners` the first and the last of the (h, w) cells are points at the
+    Probabilities are computed from `values / temperature`. `things` are the ids of the classes whose objects are
+    counted. `guide` is the image at the network's resolution, uint8 (inner_height, inner_width, 3) without padding, if
+    a stage needs it. With `align_corners` the first and the last of the (h, w) cells are points at the
     centres of the input's first and last pixel, else all are areas side by side.
     """
 

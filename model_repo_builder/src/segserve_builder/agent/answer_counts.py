@@ -1,8 +1,7 @@
 """Counts of answers in reports: what this server's steps have counted of a revision, read from Triton's metrics.
 
-They are histograms by name, whose counts only grow until the server restarts. A report has those of the images, of
-empty answers, of confidences by answer, and of at most `MAX_CLASSES` classes, so that its size is
-bounded.
+They are histograms by name, whose counts only grow until the server restarts. A report has the histograms of images, of
+empty answers, of confidences by answer, and of at most `MAX_CLASSES` classes, so that its size is bounded.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _log = logging.getLogger(__name__)
 
 Series = Mapping[tuple[str, str, str], float]
-"""Values of counters by name, class and bucket (`le`); the last two are empty where there are none."""
+"""Values of counters by name, class and bucket (`le`); the last two are empty if the counter lacks them."""
 
 
 @dataclass(slots=True)
@@ -168,7 +167,7 @@ def _parts(answers: int, those: float) -> tuple[int, int]:
 
 
 def _buckets(series: Series, family: MetricFamily, name: str = "") -> tuple[int, ...]:
-    """Return the observations in each bucket; steps tell counters one by one, so some may be ahead of others."""
+    """Return the observations in each bucket; steps report counters one by one, so some may be ahead of others."""
     edges = [*(f"{edge:.10g}" for edge in family.edges), "+Inf"]
     told = (round(series.get((f"{family.name}_bucket", name, edge), 0.0)) for edge in edges)
     return tuple((after - before for before, after in pairwise((0, *accumulate(told, max)))))

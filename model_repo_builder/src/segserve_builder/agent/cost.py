@@ -60,9 +60,9 @@ class ServedRevision:
 class RevisionCost:
     """The cost of a revision since its ledger began.
 
-    `step_cpu_s` is of its steps' processes, and of the server while that computes the network; `server_cpu_s` is its
-    share of all else. `gpu_s` is the time in which its network computed, on a server with GPUs. Requests are
-    answered ones, also those of the agent itself.
+    `step_cpu_s` is the time of its steps' processes, and of the server while it computes the network; `server_cpu_s`
+    is its share of all other time. `gpu_s` is the time in which its network computed, on a server with GPUs. Requests
+    are answered ones, including the agent's own.
     """
 
     step_cpu_s: float = 0.0
@@ -152,7 +152,7 @@ def _by_owner(amounts: Mapping[str, float], users: Mapping[str, list[Owner]], we
 
 
 def _split(amount: float, weights: Weights) -> dict[Owner, float]:
-    """Divide an amount in proportion to the weights, evenly if all are zero; without any it is nobody's."""
+    """Divide an amount in proportion to the weights, evenly if all are zero; without weights it is `NOBODY`'s."""
     if not weights:
         return {NOBODY: amount} if amount else {}
     total = sum(weights.values())
@@ -161,7 +161,7 @@ def _split(amount: float, weights: Weights) -> dict[Owner, float]:
 
 @dataclass(slots=True)
 class CostLedger:
-    """Sums of costs by revision. With a `file` a later process continues them; what is used meanwhile counts too.
+    """Sums of costs by revision. With a `file` a later process continues them; usage in the meantime also counts.
 
     `seconds` is the time in which they were counted.
     """

@@ -90,8 +90,8 @@ class AgentHealth:
 class Agent:
     """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there.
 
-    `on_report` is called with every change of that report, but not for its heartbeats. At `metrics_port` on loopback
-    the server tells what its steps count of answers.
+    `on_report` is called with every change of that report, but not for its heartbeats. At `metrics_port` on loopback,
+    the server serves its steps' counts of answers.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Agent:
         self._wake.set()
 
     def _orders(self, action: Score) -> bool:
-        """Return whether the present assignment asks for what an action does; any thread may ask."""
+        """Return whether the present assignment requires an action; any thread may call this."""
         return any(each.revision == action.revision and each.orders(action) for each in self._assignment)
 
     def _on_progress(self, revision: str, text: str) -> None:

@@ -150,12 +150,12 @@ class TrialReport(FrozenModel):
 
 
 class ScoreReport(FrozenModel):
-    """Quality of a revision's answers to the golden set `golden_sha256`, on one server; without `images` not yet known.
+    """Quality of a revision's answers to the golden set `golden_sha256`, on one server; not yet known if `images` is 0.
 
-    `qualities` are those of the first images in the set's own order, and `classes` those of the classes in its labels,
-    both packed; `slices` are the names of those images' slices, and `sliced` which image is of which. `iou`,
-    `boundary_iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay has no
-    scores; those of an earlier one stay.
+    `qualities` has the values of the first images in the set's own order, and `classes` the values of the classes in
+    its labels, both packed; `slices` are the names of those images' slices, and `sliced` which image is of which.
+    `iou`, `boundary_iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay
+    has no scores; the scores of an earlier replay stay.
     """
 
     golden_sha256: str
@@ -195,7 +195,7 @@ CountedHistograms = Annotated[
 class AnswersReport(FrozenModel):
     """Counts by one server of a revision's answers since it started: observations by bucket, by histogram.
 
-    `slices` are those of requests with the labels that `ModelMetrics.slices` declares, of the first ones.
+    `slices` are the counts of requests with labels that `ModelMetrics.slices` declares, for the first labels only.
     """
 
     histograms: CountedHistograms = Field(default={})
@@ -230,7 +230,7 @@ def unpack_classes(text: str) -> dict[int, float]:
 
 
 def pack_slices(slices: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Return the names of images' slices ("" is none), and base64 of one byte for each image; both empty without any.
+    """Return the names of images' slices ("" for none), and base64 of one byte for each image; both empty without any.
 
     Slices beyond the 32nd are `other`.
     """
@@ -270,9 +270,9 @@ class ModelReport(FrozenModel):
     """One revision on one server. `reason` is a CamelCase word, `load_s` how long it took to load.
 
     After a failure `attempts` is the number of failures in a row, and `retryable` says whether a retry may soon help;
-    what Triton cannot load is tried again for ever, after several attempts with `retryable` False.
+    a revision that Triton cannot load is retried forever, after several attempts with `retryable` False.
 
-    `proved` is None before the proof, and always from an agent of a version that knows no trials.
+    `proved` is None before the proof, and always from an agent of a version without trials.
     """
 
     model: str
@@ -290,10 +290,10 @@ class ModelReport(FrozenModel):
     proved: ProofReport | None = None
     trial: TrialReport | None = None
     scores: ScoreReport | None = None
-    """The outcome of `AssignedModel.scoring`; None unless it was asked for."""
+    """The outcome of `AssignedModel.scoring`; None unless requested."""
 
     answers: AnswersReport | None = None
-    """The outcome of `AssignedModel.counting`; None unless it was asked for."""
+    """The outcome of `AssignedModel.counting`; None unless requested."""
 
     @classmethod
     def read(cls, plain: Any) -> Self:

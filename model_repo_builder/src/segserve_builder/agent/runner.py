@@ -89,7 +89,7 @@ PROBE_S: Final = 30.0
 OPENING_BACKOFF: Final = Backoff(first_s=0.02, longest_s=0.5)
 """Between two requests to a shared step that opens a member."""
 LARGE_BYTES: Final = 64 * 10**6
-"""Progress of smaller files is not reported: they arrive before anybody reads it."""
+"""Progress of smaller files is not reported: they arrive before it would be read."""
 _PROGRESS_STEPS: Final = 20
 _UNSIZED_STEP_BYTES: Final = 256 * 10**6
 _LOG = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class ActionRunner:
         """Run the action and return its result; never raises. `assigned` and `prepared` are its revision's.
 
         `on_progress` is called with messages about a long download. A replay of golden images ends once `is_ordered`
-        says that nobody asks for it any more.
+        says that it is no longer required.
         """
         started_s = time.monotonic()
         try:

@@ -89,7 +89,7 @@ class Replays:
     def fail(
         self, revision: str, reason: str, message: str, now_s: float, *, retryable: bool, died: bool = False
     ) -> None:
-        """Record why a replay has no scores; those of an earlier one stay."""
+        """Record why a replay has no scores; the scores of an earlier replay stay."""
         former = self.report(revision)
         if former is None:
             return

@@ -194,7 +194,7 @@ class TritonServer:
             message = str(error.message())
             if status in ("DEADLINE_EXCEEDED", "Deadline Exceeded"):
                 raise TritonTimeoutError(message) from error
-            # A full queue of a model is UNAVAILABLE as well; only a query of the server itself tells the two apart.
+            # A full queue of a model is UNAVAILABLE as well; only a query of the server itself distinguishes the two.
             if status in ("UNAVAILABLE", "CANCELLED") and not self._is_live():
                 raise TritonUnreachableError(message) from error
             raise TritonRefusedError(status, message) from error
@@ -269,7 +269,7 @@ def log_position(log: Path) -> int:
 
 
 def logged_reason(log: Path, name: str, since: int) -> str | None:
-    """Return the last error about the model `name` logged after the position `since`, None if there is none.
+    """Return the last error about the model `name` logged after the position `since`, or None.
 
     Triton's API often reports that a load failed without saying why; its log says it.
     """
@@ -304,7 +304,7 @@ class ServerObserver:
 
     @property
     def last(self) -> ServerSnapshot:
-        """The last snapshot; any thread may ask."""
+        """The last snapshot; any thread may read it."""
         return self._last
 
     def take(self, state: AgentState) -> ServerSnapshot:

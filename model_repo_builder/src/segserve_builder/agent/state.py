@@ -73,7 +73,7 @@ class AssignedRevision:
         return (self.spec, *trial, self.spec.model_copy(update={"golden": self.scoring.golden}))
 
     def orders(self, action: Score) -> bool:
-        """Return whether this golden set is what is asked for now."""
+        """Return whether this golden set is required now."""
         return self.scoring is not None and self.scoring.golden == action.golden
 
     @property
@@ -189,7 +189,7 @@ Action: TypeAlias = Prepare | LoadStep | RepairStep | Serve | Prove | Try | Scor
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The revision behind a public name, the steps it calls, and the members of shared ones that it asks them for."""
+    """The revision behind a public name, the steps that it calls, and the members that it selects in shared steps."""
 
     revision: str
     steps: frozenset[str]
@@ -241,9 +241,9 @@ class ServerSnapshot:
         return frozenset(name for ensemble in ensembles for name in ensemble.folders)
 
     def serves(self, name: str, revision: str, folders: Collection[str] | None = None) -> bool:
-        """Return whether the public name `name` is ready and stands for `revision`, and needs nothing but `folders`.
+        """Return whether the public name `name` is ready and stands for `revision`, and needs only `folders`.
 
-        Metrics change a revision's steps and not its name: what serves with the former steps does serve.
+        Metrics change a revision's steps but not its name: a revision that serves with its former steps does serve.
         """
         ensemble = self.loaded.get(name)
         if self.states.get(name) != READY or ensemble is None or ensemble.revision != revision:
@@ -271,7 +271,8 @@ class Prepared:
         return (*self.processes, *self.tree.members)
 
     def outcomes(self, opened: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
-        """Return what became of each member, of those in `opened` by step: "" once it is open, None before that.
+        """Return what became of each member, given `opened` members by step: "" once it is open, None before
+        that.
 
         A shared step that cannot say it is not waited for.
         """
@@ -307,7 +308,7 @@ class TrialProof:
 class RevisionFailure:
     """Why a revision is not served. `retry_at_s` is None if only another assignment can help.
 
-    `given_up`: it is tried again, but was refused so often that nobody should wait for it.
+    `given_up`: it is retried, but was refused so often that the operator should not wait for it.
     """
 
     assigned: AssignedRevision
@@ -331,7 +332,7 @@ class RevisionFailure:
 
 @dataclass(slots=True)
 class RevisionState:
-    """State of one revision. Times are those of a monotonic clock, infinite if there is none."""
+    """State of one revision. Times are of a monotonic clock, and infinite if unset."""
 
     prepared: Prepared | None = None
     proof: Proof | None = None
@@ -385,7 +386,7 @@ class AgentState:
         self.replays.follow({model.revision: model.scoring for model in assignment if model.scoring is not None})
 
     def published(self) -> list[Prepared]:
-        """Return the published revisions; any thread may ask."""
+        """Return the published revisions; any thread may call this."""
         return [prepared for each in list(self.revisions.values()) if (prepared := each.prepared) is not None]
 
     def invalidate_proofs(self, assignment: Iterable[AssignedRevision], snapshot: ServerSnapshot) -> None:
@@ -426,8 +427,8 @@ class AgentState:
     ) -> None:
         """Record that Triton refused to load a revision, with `serves` as of `fail`.
 
-        Perhaps memory is short only now: it is tried again for as long as it is assigned, which after `LOADS_ALLOWED`
-        attempts nobody should wait for.
+        Perhaps memory is short only now: it is retried for as long as it is assigned, but after `LOADS_ALLOWED`
+        attempts the operator should not wait for it.
         """
         state = self.revisions[assigned.revision]
         if state.failure is not None and not state.failure.is_due(now_s):

@@ -1,4 +1,4 @@
-"""Spans of what a step runs, which Triton does not tell, sent to where Triton sends its own."""
+"""Spans of what a step runs, which Triton does not report, sent to where Triton sends its own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def spans(name: str, parents: Sequence[Mapping[str, str]], sizes: Mapping[str, i
 
 
 def trace_parents(requests: Sequence[Any]) -> list[dict[str, str]]:
-    """Return the ids of Triton's span of the step, for each request that Triton traces, if somebody takes spans."""
+    """Return the ids of Triton's span of the step, for each request that Triton traces, if spans are collected."""
     found: list[dict[str, str]] = []
     if TRACES_VARIABLE not in os.environ:
         return found
@@ -67,7 +67,7 @@ def trace_parents(requests: Sequence[Any]) -> list[dict[str, str]]:
 
 
 class SpanExporter:
-    """Sends spans by OTLP/HTTP as JSON, in one thread; drops those that nobody takes in time."""
+    """Sends spans by OTLP/HTTP as JSON, in one thread; drops spans that the collector does not accept in time."""
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)

@@ -40,7 +40,7 @@ class HeavyModel:
         self._threads.shutdown()
 
     def send(self, requests: Sequence[Any], responses: Sequence[Any]) -> list[None]:
-        """Send the responses, and where one is None that of the heavy network once that has answered.
+        """Send the responses; for one that is None, send the heavy network's response once it has answered.
 
         Returns what Triton expects of a step that sends responses by itself.
         """
@@ -55,7 +55,7 @@ class HeavyModel:
                 continue
             try:
                 given = (pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs)
-                # It is not told the request's trace, which Triton may have freed once `execute` has returned.
+                # It does not get the request's trace, which Triton may have freed once `execute` has returned.
                 call = pb_utils.InferenceRequest(
                     model_name=self._model,
                     model_version=1,
@@ -89,7 +89,7 @@ class HeavyModel:
         self._free.release()
         try:
             _send(sender, response)
-        except Exception as error:  # nobody looks at what a thread raises
+        except Exception as error:  # an exception in a thread goes unseen
             log_error(error, call.request_id())
 
 

@@ -47,7 +47,7 @@ class JoinedSteps:
         self._post.finalize()
 
     def answer(self, request: SentRequest) -> dict[str, NDArray[Any]] | StepFailure:
-        """Return the public outputs that a request asks for, or why it failed."""
+        """Return the public outputs that a request requires, or why it failed."""
         try:
             with self._places.taken(pre.pixels_of(request)):
                 return self._answered_in_turn(request)

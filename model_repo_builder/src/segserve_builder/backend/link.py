@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _MODE: Final = 0o700
-"""Who can write to the socket runs code in the step's process, since what comes is unpickled."""
+"""A process that can write to the socket runs code in the step's process, since messages are unpickled."""
 _HIDDEN: Final = "."
 _COUNT: Final = struct.Struct("<I")
 _LARGE_BYTES: Final = 2**20
@@ -39,13 +39,14 @@ def socket_folder(repository: Path) -> Path:
 
 
 class InstanceListener:
-    """Answers what other instances ask, each in a thread of its own.
+    """Answers the requests of other instances, each in a thread of its own.
 
-    A step that is loaded again has two listeners for a while, each with a socket of its own: the later one is asked.
+    A step that is loaded again has two listeners for a while, each with a socket of its own: the later one gets the
+    requests.
     """
 
     def __init__(self, folder: Path, step: str, instances: int, answer: Callable[[Any], Any]) -> None:
-        """Prepare to answer so many instances of this step, and those of a former process; raises `OSError`.
+        """Prepare to answer so many instances of this step, and the instances of a former process; raises `OSError`.
 
         If `answer` raises, the instance gets a `DeadInstanceError`.
         """
@@ -72,13 +73,13 @@ class InstanceListener:
         self._hidden.rename(self._path)
 
     def close(self) -> None:
-        """Answer what was asked, unless that hangs, and end."""
+        """Answer the pending requests, unless that hangs, and end."""
         self._closed.set()
         for path in (self._path, self._hidden):
             path.unlink(missing_ok=True)
         for each in (self._socket, *tuple(self._connections)):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RD)  # wakes who waits for a request; an answer can still be sent
+                each.shutdown(socket.SHUT_RD)  # wakes the threads that wait for a request; an answer can still be sent
         until_s = time.monotonic() + REPLACED_S
         for thread in self._threads:
             thread.join(max(until_s - time.monotonic(), 0.0))

@@ -1,4 +1,4 @@
-"""Tells Triton what a step has counted of answers, so that its own /metrics shows it."""
+"""Reports a step's counts of answers to Triton, so that its own /metrics shows them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class MetricsReporter:
         while True:
             self._woken.wait(PERIOD_S)
             self._woken.clear()
-            # What is removed comes first: somebody waits for it.
+            # Removal comes first: a caller waits for it.
             for report in sorted(self._reports, key=lambda report: not report.is_last):
                 is_last = report.is_last
                 report.send(0.0 if is_last else _PAUSE_S)
@@ -90,13 +90,13 @@ class ReportedCounts:
         """Send what was counted since the last time, with a pause after each message."""
         try:
             increments = self._counts.take()
-        except Exception as error:  # what is counted from now on is told
+        except Exception as error:  # only later counts are reported
             pb_utils.Logger.log_error(f"answers were not counted: {error!r}")
             return
         for increment in increments:
             try:
                 self._series_of(increment).increment(increment.amount)
-            except Exception as error:  # the other metrics are told all the same
+            except Exception as error:  # the other metrics are still reported
                 pb_utils.Logger.log_error(f"{increment.name} was not told: {error!r}")
             time.sleep(pause_s)
 

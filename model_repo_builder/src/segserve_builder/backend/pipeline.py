@@ -60,7 +60,7 @@ class TritonPythonModel:
         self._listener.listen()
 
     def finalize(self) -> None:
-        """Answer what was asked, and report what was counted last."""
+        """Answer the pending requests, and report the last counts."""
         if self._link is not None:
             self._link.close()
         if self._listener is not None:

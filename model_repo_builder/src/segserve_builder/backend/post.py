@@ -98,7 +98,7 @@ class TritonPythonModel:
         return answer
 
     def answer(self, request: Any) -> dict[str, NDArray[Any]] | None:
-        """Return the public outputs that a request asks for; None if the heavy network is to answer."""
+        """Return the public outputs that a request requires; None if the heavy network is to answer."""
         return self._answered(request, parameters_of(request))
 
     def _answered(
@@ -146,7 +146,7 @@ class TritonPythonModel:
         image = Measures.from_geometry(geometry).image if unlike.score == "detail" else None
         score = score_of(unlike.score, value, image)
         told = np.array([] if score is None else [score, unlike.threshold], np.float32)
-        # An agent's built-in image is none of the model's, and some golden images are flagged by definition.
+        # An agent's built-in image is not one of the model's images, and some golden images are flagged by definition.
         if score is None or request.request_id() == AGENT_REQUEST_ID:
             return told
         # Decided as a caller decides by the output, whose numbers are rounded.

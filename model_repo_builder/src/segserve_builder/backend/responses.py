@@ -56,7 +56,7 @@ class SentRequest:
         return self.id
 
     def requested_output_names(self) -> tuple[str, ...]:
-        """Return the names of the outputs that are asked for, as Triton's requests do."""
+        """Return the names of the requested outputs, as Triton's requests do."""
         return self.outputs
 
 

@@ -58,7 +58,7 @@ class NotOpenError(BuilderError):
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """An open member, the memory that it may have beside that of requests, and when it was opened."""
+    """An open member, the memory that it may have in addition to the requests' memory, and when it was opened."""
 
     step: PythonStep
     allowed_bytes: int
@@ -77,8 +77,8 @@ class _Failure:
 class SharedStep(ABC):
     """Runs each request by the member that its ensemble selects.
 
-    A thread opens members, so that the others' requests go on, and opens those again that failed. What a caller asks
-    for before its turn is opened at once, but never for a test of the agent.
+    A thread opens members, so that requests to other members continue, and reopens members that failed. A member that a
+    caller needs before its turn is opened at once, but never for a test of the agent.
     """
 
     kind: ClassVar[str]
@@ -118,7 +118,7 @@ class SharedStep(ABC):
 
     @abstractmethod
     def _selected(self, request: Any) -> str | None:
-        """Return the digest of the member that a request asks for."""
+        """Return the digest of the member that a request selects."""
 
     @abstractmethod
     def _step(self) -> PythonStep:
@@ -151,7 +151,7 @@ class SharedStep(ABC):
         if failure := self._failures.get(name):
             raise NotOpenError(failure.message)
         if is_test and self._folder(name).exists():
-            # Callers of others do not wait for the network of a model that nobody can ask yet.
+            # Callers of other models do not wait for the network of a model that cannot be called yet.
             raise NotOpenError(f"{name} {OPENING}")
         return self._open(name)
 
@@ -257,7 +257,7 @@ class SharedStep(ABC):
         present = {path.name for path in self._repository.iterdir() if path.name.startswith(prefix)}
         for name in self._failures.keys() - (present & self._owners.keys()):
             with self._opening:
-                self._failures.pop(name, None)  # it went, or was asked for before it came
+                self._failures.pop(name, None)  # it went, or was requested before it came
                 if name not in self._members:
                     self._record.opened(name, None)
         self._owners = {name: self._owners.get(name) or self._owner(name) for name in present}

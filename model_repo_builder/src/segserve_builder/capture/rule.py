@@ -1,4 +1,4 @@
-"""Rules of what is captured of a model, and the folder by which a gateway and its capture service know each other."""
+"""Rules of what is captured of a model, and the folder that a gateway and its capture service share."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class CapturedClass(_Value):
 
 
 class RedactionRule(_Value):
-    """Pixels that are made unrecognisable: those that an answer says are of the classes `ids`.
+    """Pixels that are made unrecognisable: the pixels of the classes `ids` in an answer.
 
-    With a `model`, it is asked in `group`, and the ids are its own.
+    With a `model`, the model is called in `group`, and the ids are its own.
     """
 
     ids: tuple[int, ...]
@@ -47,9 +47,10 @@ class RedactionRule(_Value):
 class CaptureRule(_Value):
     """How a gateway's capture service samples one model.
 
-    It asks the group of stable, and the group `other` if there is one, each copy again. `per_minute` is how many
+    It sends each copy again to the group of stable, and to the group `other` if there is one. `per_minute` is how many
     samples are written at most. Without `when` every copy is a sample; `drift` is there while the model drifts, and
-    every answered copy meets it. `threshold` is the score that objects need, None where the model's stages have none.
+    every answered copy meets it. `threshold` is the score that objects need, None if the model's stages have no
+    threshold.
     """
 
     group: str
@@ -84,7 +85,7 @@ class CaptureFolder:
     """A folder with UNIX sockets and a file.
 
     Envoy sends copies of callers' requests to `copies`, as to a comparator. `rules` is replaced whole by the gateway's
-    side, and contains `RULES` as JSON. At `control` the service tells its counts (GET /metrics).
+    side, and contains `RULES` as JSON. At `control` the service serves its counts (GET /metrics).
     """
 
     path: Path

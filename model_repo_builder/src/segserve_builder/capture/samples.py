@@ -1,6 +1,6 @@
 """Makes a sample of a request and its answers: whether it is worth keeping, redaction, and its files. Pure.
 
-Images are decoded and encoded anew, so that nothing but pixels is kept of a caller's file: neither EXIF nor comments,
+Images are decoded and encoded anew, so that only the pixels of a caller's file are kept: neither EXIF nor comments,
 thumbnails, colour profiles or bytes behind its end.
 """
 
@@ -36,7 +36,7 @@ LEAST_CONFIDENCE: Final = 0.75
 LEAST_AGREEMENT: Final = 0.9
 """Two answers disagree if they agree less (`scoring.agreement`)."""
 REDACTION_MARGIN_PX: Final = 8
-"""What is redacted is enlarged by so many pixels: an outline may tell what it is of."""
+"""Redacted regions are enlarged by so many pixels: an outline may reveal what it is of."""
 _JPEG_QUALITY: Final = 95
 _LOSSY: Final = (b"\xff\xd8\xff", b"RIFF")
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -44,15 +44,15 @@ MALFORMED: Final = (ProtocolError, GoldenError, ValueError, TypeError, LookupErr
 
 
 class UnredactedError(Exception):
-    """It cannot be told which pixels are to be redacted, so nothing may be kept."""
+    """It is unknown which pixels are to be redacted, so nothing may be kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and what was answered to it. `request_id` is as its caller sent it.
+    """A request and its answers. `request_id` is as its caller sent it.
 
-    `answer` is stable's, None if it failed; `other` that of another revision, `redactor` that of the model that says
-    what is to be redacted, both None where nobody was asked or no answer came.
+    `answer` is stable's, None if it failed; `other` is another revision's answer, and `redactor` the answer of the
+    model that says what is to be redacted; both are None if no request was sent or no answer came.
     """
 
     request_id: str
@@ -121,7 +121,7 @@ def make_sample(exchange: Exchange, rule: CaptureRule) -> StoredSample | None:
         key=key,
         model=exchange.model,
         revision=rule.revision,
-        # Another one may say who somebody is; its digest in the key finds the sample.
+        # Another id may identify a person; its digest in the key finds the sample.
         request_id=exchange.request_id if _PLAIN_ID.fullmatch(exchange.request_id) else "",
         captured_at_s=exchange.captured_at_s,
         reasons=reasons,
@@ -237,7 +237,7 @@ def redact(pixels: NDArray[Any], regions: _Regions, rule: RedactionRule) -> NDAr
     if rule.method == "fill":
         redacted[hidden > 0] = 0
         return redacted
-    # Pixels that are left of a region as large as itself tell little of it: the image in blocks, and those smoothed.
+    # Pixels that are left of a region as large as itself reveal little of it: the image in blocks, and those smoothed.
     block = max(16, max(height, width) // 24)
     small = cv2.resize(pixels, (max(width // block, 1), max(height // block, 1)), interpolation=cv2.INTER_AREA)
     blurred = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR).reshape(pixels.shape)

@@ -1,4 +1,4 @@
-"""The capture service: takes copies, asks stable again, and has samples made and written."""
+"""The capture service: takes copies, queries stable again, and has samples made and written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWEEP_S: Final = 600.0
 MAX_WRITES: Final = 4
 """Samples of one model that are being written; while a store does not answer, further ones are dropped."""
 WRITING_BYTES: Final = 64 * 2**20
-"""Samples of all models that are being written; those for one store have at most half of it."""
+"""Samples of all models that are being written; samples for one store have at most half of it."""
 STORE_CALLS: Final = 4
 """Calls of one store at once, each in a thread. While eight stores do not answer, the others are still written to."""
 MAX_RULES_BYTES: Final = 8 * 2**20
@@ -52,7 +52,7 @@ _KEPT_PARAMETERS: Final = ("score_threshold", "max_detections")
 
 @dataclass(frozen=True, slots=True)
 class OwnRequest:
-    """A copy as the service asks it, with all outputs: the image, and the caller's parameters that are kept."""
+    """A copy as the service sends it, with all outputs: the image, and the caller's parameters that are kept."""
 
     copy: RequestCopy
     image: Tensor
@@ -136,11 +136,11 @@ class _Store:
 
 
 class CaptureService:
-    """Samples the models that `rules.json` names: of each model one copy after the other.
+    """Samples the models that `rules.json` names: for each model one copy after the other.
 
-    Whatever is not kept is counted with its cause, and told to nobody else: no log, file or message has a part of a
-    request. A sample is in memory until it is written; one that cannot be written for a while is dropped,
-    and so is one whose model is not captured any more, or with another sink or redaction.
+    A copy that is not kept is counted with its cause, and reported nowhere else: no log, file or message has a part of
+    a request. A sample is in memory until it is written; one that cannot be written for a while is dropped, and so is
+    one whose model is not captured any more, or with another sink or redaction.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class CaptureService:
                 self.dropped[model, cause] += 1
 
     async def _sample_one(self, lane: _Lane, waiting: _Waiting) -> str | None:
-        """Make the sample of a copy and begin to write it; return why there is none."""
+        """Make the sample of a copy and begin to write it; otherwise return why there is no sample."""
         copy, rule = waiting.copy, self._rules.get(waiting.copy.model)
         if rule is None:
             return "ended"
@@ -327,7 +327,7 @@ class CaptureService:
         return self._begin_write(lane, rule, sample)
 
     def _begin_write(self, lane: _Lane, rule: CaptureRule, sample: StoredSample) -> str | None:
-        """Begin to write a sample, for which nobody waits; return why it is not."""
+        """Begin to write a sample in the background; return why it is not written."""
         store, size = self._store(rule.sink), len(sample.image) + len(sample.annotations or b"")
         if not store.budget.take(size):
             return "sink"

@@ -1,9 +1,10 @@
 """Samples in an object store or folder: their names, manifest rows, and their deletion.
 
 A sample is three objects below its model's name: `images/KEY.jpg` (or `.png`), `annotations/KEY.json` (COCO) and
-`manifest/KEY.json` (one JSON line). The row is written last and removed last, so that a sample without one is none, and
-whatever a crash leaves is found by its name, also a local folder's unfinished `KEY.jpg#1`. A key is the time in
-milliseconds and a digest of the request's id, so that samples are found by age and by request without being read.
+`manifest/KEY.json` (one JSON line). The row is written last and removed last, so that objects without a row are not a
+sample, and whatever a crash leaves is found by its name, also a local folder's unfinished `KEY.jpg#1`. A key is the
+time in milliseconds and a digest of the request's id, so that samples are found by age and by request without being
+read.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class SampleStore:
             yield from filter(None, reads.map(lambda name: self._row(model, name), names))
 
     def row(self, model: str, wanted: str) -> ManifestRow | None:
-        """Return the sample with this key, or the newest one of the request with this id; None if there is none."""
+        """Return the sample with this key, or the newest one of the request with this id, or None."""
         request = _request_digest(wanted)
         found = (name for name, key in self._keys(model, _MANIFEST) if wanted == key[0] or request == key["request"])
         return next(filter(None, (self._row(model, name) for name in sorted(found, reverse=True))), None)
@@ -165,7 +166,7 @@ class SampleStore:
         return content
 
     def _path(self, model: str, name: str) -> str:
-        # A resource's name is a safe part of a path; that of a row is read from a store, which others may write to.
+        # A resource's name is a safe part of a path; a row's name is read from a store, which others may write to.
         return "/".join(part for part in (self._prefix, quote(model, safe=""), name) if part)
 
     def _put(self, model: str, name: str, content: bytes) -> None:

@@ -1,8 +1,8 @@
 """The process that makes samples: `python3 -m segserve_builder.capture.worker`, exchanges at stdin, samples at stdout.
 
-Images are bytes of callers and answers those of servers. This process has no credentials in its environment and cannot
-read the service's; files of Secrets it never opens, but could. Memory is limited, and the capture service ends a worker
-that takes too long.
+Images are bytes of callers, and answers are bytes of servers. This process has no credentials in its environment and
+cannot read the service's; it could open files of Secrets, but never does. Memory is limited, and the capture service
+ends a worker that takes too long.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _sampled(frame: WorkerFrame) -> WorkerFrame:
         return WorkerFrame({"dropped": "redaction"}, [])
     except (BadImageError, *MALFORMED):
         return WorkerFrame({"dropped": "unreadable"}, [])
-    except Exception as error:  # of whatever the bytes make of the readers; MemoryError above all
+    except Exception as error:  # any error that the bytes cause in the readers, above all MemoryError
         _log.warning("a sample was not made: %s", type(error).__name__)
         return WorkerFrame({"dropped": "unreadable"}, [])
     if sample is None:

@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class ConfigMapWatch:
     """Calls `on_change` for each ConfigMap in `names`: at first, and whenever it changes, appears or is deleted.
 
-    The callback gets the name and the object, None if there is none, one call at a time, from threads of its own; it
-    may get the same content again. What it raises is logged, and it is called again. While the API server cannot be
+    The callback gets the name and the object (None if it does not exist), one call at a time, from threads of its own;
+    it may get the same content again. Its errors are logged, and it is called again. While the API server cannot be
     reached nothing is delivered.
     """
 

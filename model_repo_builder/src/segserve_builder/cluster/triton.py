@@ -1,8 +1,8 @@
 """Starts Triton in its container and ends with it: `python3 -m segserve_builder.cluster.triton`.
 
-The agent's container cannot see Triton's processes: the agent asks, and the launcher answers. They share the pod's
+The agent's container cannot see Triton's processes: the agent queries the launcher. They share the pod's
 network alone, so the launcher listens on an abstract socket, whose name follows from the folder that both have.
-Whoever else could ask learns which steps run, and can end Triton or a step that is idle.
+Any other process in the pod's network can query which steps run, and end Triton or a step that is idle.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
 
 
 def _receive(connection: socket.socket) -> Any:
-    """Return the JSON value of a line; ValueError if it is none, or longer than `_MAX_MESSAGE_BYTES`."""
+    """Return the JSON value of a line; ValueError if it is not JSON, or longer than `_MAX_MESSAGE_BYTES`."""
     with connection.makefile("rb") as stream:
         line = stream.readline(_MAX_MESSAGE_BYTES)
     if not line.endswith(b"\n"):
@@ -314,7 +314,7 @@ class Launcher:
             signal.signal(number, self._forward)
         folder = self._settings.folder
         folder.repository.mkdir(parents=True, exist_ok=True)
-        with suppress(PermissionError):  # it is the agent's, who came first
+        with suppress(PermissionError):  # it is the agent's, which came first
             folder.repository.chmod(_SHARED_MODE)
         if folder.record.exists():
             # Gateways still route to the crashed server: an empty one would answer their requests with errors.

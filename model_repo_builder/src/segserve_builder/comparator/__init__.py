@@ -1,1 +1,1 @@
-"""The comparator beside a gateway: it asks two revisions the same requests and counts how their answers differ."""
+"""The comparator beside a gateway: it sends the same requests to two revisions and counts how their answers differ."""

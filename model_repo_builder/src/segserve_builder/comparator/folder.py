@@ -1,4 +1,4 @@
-"""The folder by which a gateway and its comparator know each other."""
+"""The folder that a gateway and its comparator share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
 class Comparison(BaseModel):
-    """Two groups that a model's copied requests are asked of, at most `requests_per_s`.
+    """Two groups that a model's copied requests are sent to, at most `requests_per_s`.
 
     has_baseline: stable is also compared with itself.
     """
@@ -31,10 +31,9 @@ COMPARISONS: Final = TypeAdapter(dict[str, Comparison | None])
 class ComparatorFolder:
     """A folder with UNIX sockets and a file.
 
-    Envoy sends copies of callers' requests over HTTP/1.1 to `copies`, those of gRPC too, framed as gRPC frames them.
-    `comparisons` is replaced whole by the gateway's side, and contains `COMPARISONS` as JSON. At `control`, over
-    HTTP/1.1, the comparator tells its counts (GET /pairs) and shows the pairs that differ most
-    (GET /sheet?model=NAME).
+    Envoy sends copies of callers' requests over HTTP/1.1 to `copies`, also of gRPC requests, framed as gRPC frames
+    them. `comparisons` is replaced whole by the gateway's side, and contains `COMPARISONS` as JSON. At `control`, over
+    HTTP/1.1, the comparator serves its counts (GET /pairs) and the pairs that differ most (GET /sheet?model=NAME).
     """
 
     path: Path

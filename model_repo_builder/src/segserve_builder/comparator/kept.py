@@ -1,4 +1,4 @@
-"""The pairs of ended comparisons that differ most: in memory, for a while, for whoever comes later."""
+"""The pairs of ended comparisons that differ most: in memory, for a while, for later readers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The comparator: takes copies, asks both groups, and keeps what is known of each compared model.
+"""The comparator: takes copies, queries both groups, and keeps the results of each compared model.
 
-Few copies are asked at first, and more as long as they do not slow the stable revision down.
+It sends few copies at first, and more as long as they do not slow the stable revision down.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from segserve_builder.copies.http_server import ByteBudget, HttpReply, ReceivedR
 
 FIRST_PER_S: Final = 1.0
 FEW: Final = 9
-"""Stable's times whose median says whether more may be asked."""
+"""Stable's times whose median says whether more copies may be sent."""
 SLOWER: Final = 1.5
-"""Largest ratio to stable's median while only few copies were asked: whoever else asks stable waits as long."""
+"""Largest ratio to stable's median while only few copies were sent: other callers of stable wait as long."""
 NOISE_S: Final = 0.005
 """Medians that differ by less say nothing."""
 SMALLEST_SHARE: Final = 1 / 64
@@ -40,7 +40,7 @@ WARM_UP_PAIRS: Final = 20
 WARM_UP_S: Final = 20.0
 MAX_BASELINES: Final = 200
 BASELINE_INTERVAL: Final = 3
-"""Of so many copies one is asked of stable twice, and all while the candidate warms up, until there are enough."""
+"""One of so many copies is sent to stable twice, and all while the candidate warms up, until there are enough."""
 MOST_PAIRS: Final = 8
 """As `sheet.MOST_PAIRS`, whose module needs numpy; this process does not."""
 
@@ -51,7 +51,7 @@ class Pacing:
 
     It admits `FIRST_PER_S` until `FEW` times of stable are known, which are the measure of later ones. After each `FEW`
     more it admits twice as many if their median is at most `SLOWER` times the measure, else half as many. Pairs that
-    hang halve it too. If stable is slow though hardly any copies are asked, these are not the cause: its present time
+    hang also halve it. If stable is slow although hardly any copies are sent, these are not the cause: its present time
     is then the measure. `now_s` is of any clock that never runs back.
     """
 
@@ -64,11 +64,11 @@ class Pacing:
     _times_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Of a rate that is no number nothing is asked.
+        # At a rate that is not a number, nothing is sent.
         self.share = min(FIRST_PER_S / self.requests_per_s, 1.0) if self.requests_per_s > 0 else 1.0
 
     def admits(self, now_s: float) -> bool:
-        """Return whether a request may be asked now, and count it if so."""
+        """Return whether a request may be sent now, and count it if so."""
         elapsed_s = 0.0 if self._updated_s is None else max(now_s - self._updated_s, 0.0)
         self._updated_s = now_s
         rate = self.requests_per_s * self.share
@@ -93,7 +93,7 @@ class Pacing:
             self.share = min(self.share * 2, 1.0)
 
     def slow_down(self) -> None:
-        """Ask half as many."""
+        """Halve the rate."""
         self.share = max(self.share / 2, SMALLEST_SHARE)
         self._times_s.clear()
 
@@ -102,7 +102,7 @@ class Pacing:
 
 
 class KeptPair(NamedTuple):
-    """A pair for the sheet, as JSON; `image` is a digest of the image that was asked."""
+    """A pair for the sheet, as JSON; `image` is a digest of the image that was sent."""
 
     agreement: float
     shown: bytes
@@ -126,12 +126,12 @@ class ComparedModel:
     kept: list[KeptPair] = field(default_factory=list)
     """The pairs that agree least, the least first."""
     baselines: int = 0
-    """Copies that stable was asked twice."""
+    """Copies that were sent to stable twice."""
 
     def is_warm(self, now_s: float) -> bool:
-        """Return whether the pair that is about to be asked counts, and count it among those asked.
+        """Return whether the pair that is about to be sent counts, and count it as sent.
 
-        The first `WARM_UP_PAIRS` do not, or those of the first `WARM_UP_S`, whichever is less.
+        The first `WARM_UP_PAIRS` do not count, or the pairs of the first `WARM_UP_S`, whichever is less.
         """
         if not self.asked:
             self.first_asked_s = now_s
@@ -190,9 +190,9 @@ _log = logging.getLogger(__name__)
 
 
 class Comparator:
-    """Asks two groups the copies of a model's requests while `comparisons.json` names them.
+    """Sends the copies of a model's requests to two groups while `comparisons.json` names them.
 
-    Where a comparison wants it, some copies are asked of stable twice instead.
+    If a comparison requires it, some copies are sent to stable twice instead.
 
     A copy is dropped where the model's rate is reached, where too many wait, and where it continues a stream. The first
     pairs of a comparison only warm the candidate up, and are not counted (`ComparedModel.is_warm`). What is kept of a
@@ -237,7 +237,7 @@ class Comparator:
         await asyncio.gather(*self._pairs, return_exceptions=True)
 
     def take(self, request: ReceivedRequest) -> HttpReply:
-        """Take a copy; it is asked later, if at all."""
+        """Take a copy; it is sent later, if at all."""
         if request.body is None:
             name = model_of(request)
             if name is not None and name in self._models:
@@ -281,7 +281,7 @@ class Comparator:
                 return HttpReply(404)
 
     def show(self, request: ReceivedRequest) -> HttpReply:
-        """Answer a question of whoever may see callers' images, and nothing else."""
+        """Answer a query of a user who may see callers' images, and no other query."""
         is_sheet = urlsplit(request.target).path == "/sheet"
         return self.control(request) if is_sheet else HttpReply(404)
 
@@ -316,7 +316,7 @@ class Comparator:
         return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
     def _read(self) -> dict[str, Comparison | None]:
-        """Return the comparisons; none of a file that is missing or damaged: what is asked must be meant."""
+        """Return the comparisons; none if the file is missing or damaged: nothing is sent unintended."""
         try:
             with self._folder.comparisons.open("rb") as file:
                 return COMPARISONS.validate_json(file.read(MAX_COMPARISONS_BYTES))
@@ -386,12 +386,12 @@ class Comparator:
             _log.exception("a pair was not counted")
 
     def _make_room(self, model: ComparedModel) -> None:
-        """Let the next copies be asked while this one's answers are compared."""
+        """Let the next copies be sent while this one's answers are compared."""
         model.under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         self._start_pairs()
 
     async def _compare_stable(self, model: ComparedModel, copy: RequestCopy, *, warms: bool) -> None:
-        """Compare two answers of stable; if it `warms`, the candidate is asked too, and nobody looks at its answer."""
+        """Compare two answers of stable; if it `warms`, the candidate also gets a copy, and its answer is ignored."""
         comparison = model.comparison
         groups = [comparison.stable, comparison.stable, *([comparison.candidate] if warms else [])]
         asked = [asyncio.ensure_future(self._ask(copy, group)) for group in groups]
@@ -410,7 +410,7 @@ class Comparator:
     async def _ask_both(self, model: ComparedModel, copy: RequestCopy) -> tuple[Answer, Answer]:
         groups = [model.comparison.stable, model.comparison.candidate]
         order = random.sample((0, 1), 2)
-        # Both are on their way before one of them answers; who is sent first is left to chance.
+        # Both are on their way before one of them answers; their order is random.
         asked = [asyncio.ensure_future(self._ask(copy, groups[side])) for side in order]
         try:
             answers = await asyncio.gather(*asked)

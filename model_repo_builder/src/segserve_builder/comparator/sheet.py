@@ -12,7 +12,7 @@ from segserve_builder.scoring.agreement import Agreement, SizeCounts
 from segserve_common.kserve import Tensor
 
 MOST_PAIRS: Final = 8
-"""Pairs of a sheet: those of least agreement."""
+"""Pairs of a sheet: the pairs of least agreement."""
 MOST_PAIR_BYTES: Final = 8_000_000
 """Bytes of one pair's image and answers together; a larger pair is counted, but is not on the sheet."""
 

@@ -14,7 +14,7 @@ RATIOS: Final = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 1 / 1.1, 1.1, 1.25, 1.5, 2.0, 3.0
 DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 0.95)
 """Edges of bins of how much the two answers of a pair differ: 1 - agreement, from 0 to 1."""
 SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
+"""Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects minus stable's."""
 HUNG_MS: Final = 100_000
 """Lower edge of the last bin, in milliseconds: of answers that never came."""
 
@@ -97,6 +97,7 @@ def _cell(stable: Answer, candidate: Answer) -> int | None:
 
 def _failed(own: AnswerKind, other: AnswerKind) -> bool:
     if own is AnswerKind.REFUSED:
-        # Whoever alone refuses what the other answers is wrong; beside a failure it may well be the caller's error.
+        # A revision that alone refuses what the other answers is wrong; beside a failure it may well be the caller's
+        # error.
         return other is AnswerKind.ANSWERED
     return own in (AnswerKind.FAILED, AnswerKind.HUNG)

@@ -20,7 +20,7 @@ from segserve_builder.scoring.agreement import Agreement, Answer, agreement
 from segserve_common.kserve import Tensor
 
 MEMORY_BYTES: Final = 768 * 2**20
-"""Of data, as RLIMIT_DATA counts it; a comparison that needs more is none."""
+"""Of data, as RLIMIT_DATA counts it; a comparison that needs more is not made."""
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _compared(frame: WorkerFrame) -> WorkerFrame:
     pair = ExchangedPair(frame.header["protocol"], frame.header["asked_at_s"], *bodies)
     try:
         found = compare_answers(pair, keep_below=frame.header["keep_below"])
-    except Exception as error:  # of whatever the bytes make of the readers; MemoryError above all
+    except Exception as error:  # any error that the bytes cause in the readers, above all MemoryError
         _log.warning("a pair was not compared: %s", type(error).__name__)
         found = ComparedAnswers(None)
     return WorkerFrame({"agreement": found.agreement, "shift": found.shift}, [found.sheet_pair])

@@ -1,1 +1,1 @@
-"""Copies of callers' requests: how they come, are asked, and are read by a worker."""
+"""Copies of callers' requests: how they arrive, are sent on, and are read by a worker."""

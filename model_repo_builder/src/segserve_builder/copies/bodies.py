@@ -33,13 +33,13 @@ def read_answer(protocol: CopyProtocol, answer: WireBody) -> Mapping[str, Tensor
         return decode_raw(entries, message.raw_output_contents).outputs
     if answer.header_length:
         return decode_http(answer.content, answer.header_length).outputs
-    # Whoever did not ask for binary tensors is answered in JSON alone.
+    # A caller that did not request binary tensors is answered in JSON alone.
     tensors = [_tensor_of_json(output) for output in json_object(answer.content)["outputs"]]
     return {tensor.name: tensor for tensor in tensors}
 
 
 def read_image(protocol: CopyProtocol, request: WireBody) -> Tensor | None:
-    """Return the image of a request, None if it has none in binary; raises as `read_answer` does."""
+    """Return the image of a request, None without a binary one; raises as `read_answer` does."""
     if protocol == "grpc":
         message = _message("ModelInferRequest", request.content)
         found = zip(message.inputs, message.raw_input_contents, strict=True)

@@ -1,8 +1,8 @@
-"""Copies of callers' requests, the little that is read of them before they are asked, and the worker that reads more.
+"""Copies of callers' requests, the little that is read of them before they are sent, and the worker that reads more.
 
-A copy asks for no output that the other revision may lack: neither would be compared, and Triton refuses the request.
+A copy requests no output that the other revision may lack: neither would be compared, and Triton refuses the request.
 
-A worker is a child process that is asked one thing after the other, and is ended when it takes too long. A service and
+A worker is a child process that gets one message after the other, and is ended if it takes too long. A service and
 its worker speak in frames: a length, a header of JSON, and blobs.
 """
 
@@ -38,7 +38,7 @@ _FRAME_BYTES: Final = 5
 _NAMES_BYTES: Final = 512
 """Of a gRPC message: its tensors come last, and what differs between requests for one image is a short id."""
 _MAX_FIELDS: Final = 10_000
-"""A message that asks has some dozen fields; to walk through millions would keep copies of others waiting."""
+"""A request's message has some dozen fields; to walk through millions would keep other callers' copies waiting."""
 _SEQUENCE: Final = b"sequence_id"
 _MOST_JSON_BYTES: Final = 2**20
 """Of a body whose list of outputs is rewritten; parsing a larger one would keep copies of others waiting."""
@@ -93,7 +93,7 @@ def image_digest(copy: RequestCopy) -> bytes:
 
 
 def read_copy(request: ReceivedRequest) -> RequestCopy | None:
-    """Return the inference that a request asks for, None for anything else and for what is malformed."""
+    """Return a request's inference, None for any other request and for a malformed one."""
     path = request.target.partition("?")[0]
     if request.body is None or request.method != "POST":
         return None
@@ -126,9 +126,9 @@ def model_of(request: ReceivedRequest) -> str | None:
 
 
 def slice_of(headers: Mapping[str, str], parameter: bytes = b"") -> str:
-    """Return the label of a request: of its header, else of its parameter, else of its OpenTelemetry baggage.
+    """Return the label of a request: from its header, else its parameter, else its OpenTelemetry baggage.
 
-    Empty if it has none; `other` if it is not 1 to 40 letters, digits, dots, underscores and hyphens.
+    Empty if it has no label; `other` if it is not 1 to 40 letters, digits, dots, underscores and hyphens.
     """
     label = headers.get(SLICE_HEADER, "") or parameter.decode("utf-8", "replace") or _of_baggage(headers)
     return label if not label or _LABEL.fullmatch(label) else OTHER
@@ -154,7 +154,7 @@ def _json_end(body: bytes, header_length: str) -> int:
 
 
 def _json_of_both(body: bytes, header_length: str) -> tuple[bytes, str]:
-    """Return a body that asks for no optional output, and its header's length; an error for what is malformed."""
+    """Return a body that requests no optional output, and its header's length; an error if it is malformed."""
     end = _json_end(body, header_length)
     if all(body.find(name, 0, end) < 0 for name in _OPTIONAL):
         return body, header_length
@@ -169,7 +169,7 @@ def _json_of_both(body: bytes, header_length: str) -> tuple[bytes, str]:
 
 def _continues_stream(body: bytes, header_length: str) -> bool:
     end = _json_end(body, header_length)
-    # Whoever escapes a letter may hide the word, so that he is not compared either.
+    # A caller that escapes a letter may hide the word; its requests are then not compared either.
     return body.find(_SEQUENCE, 0, end) >= 0 or body.find(b"\\u", 0, end) >= 0
 
 

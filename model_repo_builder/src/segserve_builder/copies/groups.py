@@ -25,7 +25,7 @@ _GROUP_HEADER: Final = "x-segserve-group"
 _UNIX_SCHEME: Final = "unix:"
 _NOT_FOUND: Final = 404
 _SERVER_ERROR: Final = 500
-# The gateway says that it knows no such group by 404, of which gRPC makes the first.
+# The gateway answers 404 for an unknown group, which gRPC turns into the first.
 _GRPC_NOT_FOUND: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
 _TOO_LARGE: Final = "larger than max"
 _NOT_CONNECTED: Final = "failed to connect"
@@ -53,15 +53,15 @@ class AnswerKind(Enum):
     FAILED = auto()
     HUNG = auto()
     UNREACHED = auto()
-    """The gateway is not there, or knows no such group."""
+    """The gateway is not there, or has no such group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer after `seconds`, from before its request was sent to its last byte.
 
-    `content` is its body or message, None if it failed or is larger than `MAX_ANSWER_BYTES`. has_latency: somebody
-    answered, be it with an error. is_flagged: it is refused because the model refuses images that are out of
+    `content` is its body or message, None if it failed or is larger than `MAX_ANSWER_BYTES`. has_latency: a
+    server answered, if only with an error. is_flagged: it is refused because the model refuses images that are out of
     distribution.
     """
 
@@ -74,7 +74,7 @@ class Answer:
 
 
 class AskGroup(Protocol):
-    """Asks a group, by its name, a copy, as `GroupClient.ask` does."""
+    """Sends a copy to a group, by its name, as `GroupClient.ask` does."""
 
     async def __call__(self, copy: RequestCopy, group: str) -> Answer:
         """Return how the group answers."""
@@ -138,7 +138,7 @@ class GroupClient:
             is_ok = reply.status_code == httpx.codes.OK
             try:
                 async for chunk in reply.aiter_raw():
-                    # The rest is received, for its time; nobody has to hold it.
+                    # The rest is received, for its time, but not held.
                     is_kept = is_kept and len(body) + len(chunk) <= MAX_ANSWER_BYTES
                     if is_kept:
                         body += chunk

@@ -91,7 +91,7 @@ async def serving(
     if isinstance(at, int):
         server = await loop.create_server(connect, LOOPBACK, at)
     else:
-        # The socket is nobody else's from its first moment.
+        # No other user may access the socket from its first moment.
         former = os.umask(0o777 & ~SOCKET_MODE)
         try:
             server = await loop.create_unix_server(connect, str(at), backlog=MAX_CONNECTIONS)

@@ -40,7 +40,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class ExportShape:
-    """The input of the file: uint8 images of `channels`; with `free_size` the size is only that of the example."""
+    """The input of the file: uint8 images of `channels`; with `free_size` the size is only the example's."""
 
     height: int
     width: int
@@ -75,7 +75,7 @@ def _picked(answer: Any, names: Sequence[str]) -> list[Any]:
 
     if isinstance(answer, torch.Tensor):
         answer = (answer,)
-    if isinstance(answer, dict):  # transformers' outputs are dicts too
+    if isinstance(answer, dict):  # transformers' outputs are also dicts
         outputs = [next((answer[key] for key in ALIASES.get(name, (name,)) if key in answer), None) for name in names]
         if any(one is None for one in outputs):
             raise ExportError(f"the network returns {', '.join(answer)}; the family's outputs are {', '.join(names)}")

@@ -72,7 +72,7 @@ class ImageProcessor:
         return options if math.isclose(scale, 1 / 255, rel_tol=1e-6) else options | {"scale": scale}
 
     def resize(self, fixed: tuple[int, int] | None, multiple: int) -> Mapping[str, Any] | None:
-        """Return the options of `resize`, None if the configuration does not tell.
+        """Return the options of `resize`, None if the configuration does not say.
 
         `fixed` is the height and width of the network's input, None if they are free; the sides of a free one must be
         multiples of `multiple`.
@@ -134,7 +134,7 @@ class ImageProcessor:
 
 
 def read_image_processor(folder: Path) -> ImageProcessor:
-    """Return the image processor of the file in `folder`; one that tells nothing if there is no such file."""
+    """Return the image processor of the file in `folder`; an empty one if there is no such file."""
     try:
         config = json.loads((folder / FILE_NAME).read_text())
     except (OSError, ValueError):

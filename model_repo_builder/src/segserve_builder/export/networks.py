@@ -44,8 +44,8 @@ def load(source: str, weights: Path | None = None, family: Family | None = None)
     """Return the network that `source` names.
 
     `package.module:name` or `file.py:name` is a module, or a callable without arguments that returns one; `weights`
-    are loaded into it. A folder with config.json is a checkpoint of transformers. `family` overrides that of a
-    checkpoint's architecture. Raises `ExportError` if the source is neither, or the architecture is of no family.
+    are loaded into it. A folder with config.json is a checkpoint of transformers. `family` overrides the family of
+    a checkpoint's architecture. Raises `ExportError` if the source is neither, or the architecture has no family.
     """
     path = Path(source)
     if (path / "config.json").is_file():
@@ -147,7 +147,7 @@ def _of_transformers(folder: Path, family: Family | None) -> NetworkSource:
 
 
 def family_of(architecture: str) -> Family | None:
-    """Return the family of a transformers class, None if it has none."""
+    """Return the family of a transformers class, or None."""
     return next((family for family in FAMILIES.values() if architecture in family.architectures), None)
 
 

@@ -89,7 +89,7 @@ def reduce_precision(
 ) -> Reduction:
     """Write the network of a model with a reduced precision.
 
-    `labels` are label PNGs by the stem of their image; `golden` is a golden set, whose images are a check too. Raises
+    `labels` are label PNGs by the stem of their image; `golden` is a golden set, whose images are also a check. Raises
     `PrecisionError` if a class loses more than `max_loss` (by default `MAX_LOSS`, or `MAX_OBJECT_LOSS` for objects), or
     if the held-out images show nothing; then no file is written.
     """
@@ -179,8 +179,8 @@ def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: P
     Standard operators only (QuantizeLinear and DequantizeLinear around the others), weights by channel, of 7 bits:
     without VNNI, ONNX Runtime adds two products of x86's 8 bits in 16, which saturates with larger weights, so that one
     file would answer differently on two processors. The last convolutions stay as they are: they make scores and
-    classes, and take little time. Products stay too: in INT8 those of the zoo's transformers save no time. Temporary
-    files are in `folder`. Raises `ExportError` if nothing is left to reduce.
+    classes, and take little time. Products also stay: in INT8 the products of the zoo's transformers save no time.
+    Temporary files are in `folder`. Raises `ExportError` if nothing is left to reduce.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -225,7 +225,7 @@ def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: P
 
 
 def _named_inner_convolutions(model: Any) -> list[str]:
-    """Give all nodes names, and return those of the convolutions that a layer with weights follows."""
+    """Give all nodes names, and return the names of the convolutions that a layer with weights follows."""
     leading: set[str] = set()
     inner = []
     for index, node in reversed([*enumerate(model.graph.node)]):
@@ -259,8 +259,8 @@ def compared(
 ) -> Accuracy:
     """Return how near `new` answers are to `old` ones of the same images, or both to labels, for each class of `names`.
 
-    Regions of classes are compared by their IoU over all images, objects by `scoring.agreement`. `labels` are those of
-    the images with an index. Raises `PrecisionError` for objects that are too large to be compared.
+    Regions of classes are compared by their IoU over all images, objects by `scoring.agreement`. `labels` has labels by
+    the image's index. Raises `PrecisionError` for objects that are too large to be compared.
     """
     if "AREAS" not in old[0]:
         return _of_objects(old, new, names, _total(old) | _total(new))

@@ -1,6 +1,6 @@
 """The interface of a family of networks, with the checks of signatures that families share.
 
-A family knows the meaning of raw outputs, and the conventions of its exporters.
+A family defines the meaning of raw outputs, and the conventions of its exporters.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NetworkSignature:
     """The inputs and outputs that a network's file declares.
 
     `last_operators` has by output the type of the last operator that does more than move or resize its values, as far
-    as the graph tells.
+    as the graph shows.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -191,7 +191,7 @@ USUAL_THRESHOLDS: Final = StageNote("the thresholds are the family's usual ones;
 
 @dataclass(frozen=True, kw_only=True)
 class Family(ABC):
-    """One kind of network: the meaning of its raw outputs, and what `export` and `init` know of it.
+    """One kind of network: the meaning of its raw outputs, and its defaults in `export` and `init`.
 
     Raise `version` whenever the answers change: it is part of a revision's digest.
     """
@@ -206,11 +206,11 @@ class Family(ABC):
     """Whether classes are channels of an output, so that their ids count up from 0; else the network gives the ids."""
 
     output_names: tuple[str, ...]
-    """The usual names of the outputs, in the order in which a network that names none returns them."""
+    """The usual names of the outputs, in the order in which a network without names returns them."""
     batched: bool = True
     """Whether networks of the family usually take batches."""
     image_sized_outputs: tuple[str, ...] = ()
-    """Outputs whose height and width follow those of the input."""
+    """Outputs whose height and width follow the input's."""
     architectures: tuple[str, ...] = ()
     """Class names of transformers' models of the family."""
     tasks: tuple[str, ...] = ()
@@ -235,7 +235,7 @@ class Family(ABC):
         """Turn one image's raw outputs into the first value of the postprocess stages.
 
         `outputs` have a batch of one, are finite, and come in the order of `network_io`. Raises `SignatureError` if
-        their shapes or class ids are not the family's. The arrays' dtypes and shapes are those of `network_io`.
+        their shapes or class ids are not the family's. The arrays have the dtypes and shapes of `network_io`.
         """
 
     def implied_classes(self, network: InspectedNetwork) -> int | None:
@@ -265,7 +265,7 @@ def described(tensor: TensorSpec) -> str:
 
 
 def described_all(tensors: Iterable[TensorSpec]) -> str:
-    """Describe tensors one after another; `none` if there are none."""
+    """Describe tensors one after another; `none` without any."""
     return ", ".join(described(tensor) for tensor in tensors) or "none"
 
 

@@ -49,7 +49,7 @@ LARGEST_HEAD: Final = 256
 class OutputRole:
     """An output: the names that exporters give it, and for one image its dtypes and its shape, in words and numbers.
 
-    `last` are the sizes of its last dimension, if that tells it from others.
+    `last` are the sizes of its last dimension, if that distinguishes it from others.
     """
 
     name: str
@@ -105,8 +105,8 @@ class DetectionFamily(Family):
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input, boxes, labels, heads, and scores if they are separate.
 
-        Outputs are told apart by their names, or else by dtype and shape; others are ignored. Either all have a batch
-        in front of the shape that `OutputRole` names, or none. Raises `SignatureError` if they cannot be told.
+        Outputs are identified by their names, or else by dtype and shape; others are ignored. Either all have a batch
+        in front of the shape in `OutputRole`, or none has. Raises `SignatureError` if one is not identified.
         """
         image, layout = image_input(signature, model, may_be_single=True)
         roles = (BOXES, LABELS) if self.heads is None else (BOXES, LABELS, self.heads)

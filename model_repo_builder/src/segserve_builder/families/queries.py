@@ -72,7 +72,7 @@ class QueryFamily(Family):
     """Whether the graph samples features; None if that says nothing."""
 
     def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
-        """Return the image input and the family's outputs; raises `SignatureError` if they cannot be told."""
+        """Return the image input and the family's outputs; raises `SignatureError` if they cannot be identified."""
         image, layout = image_input(signature, model)
         candidates = [tensor for output in self.outputs if (tensor := output.of(signature.outputs)) is not None]
         if len(candidates) < len(self.outputs):
@@ -131,7 +131,7 @@ class QueryFamily(Family):
         return None if last is None or last <= self._nothing else last - self._nothing
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
-        """Return that outputs have different numbers of queries, if those of the family's names do, or else any."""
+        """Return that outputs have different numbers of queries: outputs with the family's names, or else any."""
         outputs = network.signature.outputs
         named = [tensor for output in self.outputs if (tensor := output.of(outputs)) is not None]
         tensors = named if len(named) == len(self.outputs) else outputs

@@ -44,11 +44,11 @@ USUAL_NAMES: Final = frozenset({"logits", "probabilities", "out", "output", "seg
 class SemanticLogits(Family):
     """An output, FP32 [batch, classes, h, w]: logits over the network's whole input, of any resolution.
 
-    By default they are those of a softmax, for one label per pixel (argmax); a single channel is then the logit of the
-    second of two classes. With multiLabel each is that of a sigmoid, for masks that may overlap, and every class has a
-    channel. With `probabilities` the output is the softmax or sigmoid of logits, which are computed from it. Classes
-    may be the last dimension. Other outputs, as of auxiliary heads, are ignored: the first that fits is read, those of
-    usual names before others.
+    By default they are logits of a softmax, for one label per pixel (argmax); a single channel is then the logit of the
+    second of two classes. With multiLabel each is the logit of a sigmoid, for masks that may overlap, and every class
+    has a channel. With `probabilities` the output is the softmax or sigmoid of logits, which are computed from it.
+    Classes may be the last dimension. Other outputs, as of auxiliary heads, are ignored: the first that fits is read,
+    outputs with usual names before others.
     """
 
     probabilities: bool = False
@@ -132,7 +132,7 @@ def _by_name(tensor: TensorSpec) -> tuple[bool, bool]:
 
 
 def _likeliest(network: InspectedNetwork) -> TensorSpec | None:
-    """Return the output of four dimensions that is read if any number of classes fits, None if there is none."""
+    """Return the output of four dimensions that is read if any number of classes fits, or None."""
     return min((one for one in network.signature.outputs if len(one.shape) == 4), key=_by_name, default=None)
 
 
@@ -153,7 +153,8 @@ def _classes_last(shape: tuple[int | None, ...], layout: str, model: ModelContex
 
 
 def _logits_of(values: Float32, model: ModelContext) -> Float32:
-    """Return logits (C, h, w) with the given probabilities, which are those of a softmax unless the classes are apart.
+    """Return logits (C, h, w) with the given probabilities, of a softmax unless the classes are
+    independent.
 
     Raises `SignatureError` if they are not probabilities.
     """
@@ -162,7 +163,7 @@ def _logits_of(values: Float32, model: ModelContext) -> Float32:
     check_probabilities("the family's values", values)
     info = np.finfo(np.float32)
     if len(values) > 1 and not any(isinstance(entry.stage, MultiLabel) for entry in model.postprocess):
-        # Softmax adds the same to all classes of a pixel: labels are those of the network's own logits.
+        # Softmax adds the same to all classes of a pixel: labels are the same as with the network's own logits.
         logarithms: Float32 = np.log(np.maximum(values, info.tiny))
         return logarithms
     inside = np.clip(values, info.epsneg, 1 - info.epsneg)

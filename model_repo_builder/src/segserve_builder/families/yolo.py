@@ -66,7 +66,7 @@ class YoloFamily(Family):
     The output of detections has three dimensions. The values of a detection lie along `axis`: `leading_values`, then a
     score for each class if `scored`, then K mask coefficients if `masks`, x y visibility of each keypoint if `points`,
     or the angle of a box, then cx cy w h, if `rotated`; coefficients times prototypes are the mask's logits. The two
-    outputs are told apart by their number of dimensions. Boxes and keypoints are in pixels of the network's input.
+    outputs are distinguished by their number of dimensions. Boxes and keypoints are in pixels of the network's input.
     """
 
     output_names: tuple[str, ...] = ("output0",)
@@ -266,7 +266,7 @@ class ScoredHead(YoloFamily):
 class ObjectnessHead(YoloFamily):
     """YOLOv5 and v7: cx cy w h, objectness and a score for each class, one detection per row.
 
-    A detection's score is that of its best class times its objectness. With a single class it is the objectness alone,
+    A detection's score is its best class's score times its objectness. With a single class it is the objectness alone,
     as in YOLOv7, which does not train the score of a single class.
     """
 
@@ -298,7 +298,7 @@ class GridHead(ObjectnessHead):
     """
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
-        """Return that the number of rows is not that of the grids' cells, or that boxes are decoded in the graph."""
+        """Return that the rows are not as many as the grids' cells, or that boxes are decoded in the graph."""
         rows, cells = network.shape(_by_rank(network, 3)[0])[1], _cells_of(network)
         if cells is None or rows != cells:
             expected = "rows for the cells of an input of fixed size" if cells is None else f"{cells} rows, one a cell"

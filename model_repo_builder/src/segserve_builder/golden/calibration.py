@@ -48,7 +48,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any], ignore: int | No
 def negative_log_likelihood(
     logits: NDArray[Any], labels: NDArray[Any], temperature: float = 1.0, ignore: int | None = None
 ) -> float:
-    """Return the mean of -log(probability of the label); arguments and errors are those of `fit_temperature`.
+    """Return the mean of -log(probability of the label); arguments and errors are as for `fit_temperature`.
 
     `logits` are floats (N, C) or (N,), `labels` integers (N,).
     """
@@ -63,7 +63,7 @@ def confidence_and_correct(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the probability of the best class, and whether it is the label, of all but the ignored (N,).
 
-    Arguments and errors are those of `fit_temperature`; ties go to the first class. They are float64 and bool.
+    Arguments and errors are as for `fit_temperature`; ties go to the first class. They are float64 and bool.
     """
     stacked, truth = _labelled(logits, labels, ignore)
     return _softmax(stacked / temperature).max(axis=1), stacked.argmax(axis=1) == truth

@@ -4,7 +4,7 @@ After Angelopoulos, Bates, Fisch, Lei and Schuster, Conformal Risk Control, ICLR
 losses from 0 to B that never grow along a parameter are on average at most alpha for a further image of the same kind,
 if the parameter is the first at which (sum of the losses of n images + B) / (n + 1) is at most alpha. Here the
 parameter is the threshold, from above: an image loses what its light answer is worse than the heavy one if its score
-is below the threshold, and nothing if the heavy network is asked. B is 1.
+is below the threshold, and nothing if the heavy network is called. B is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LARGEST_LOSS: Final = 1.0
 ALWAYS_HEAVY: Final = 0.0
 ALWAYS_LIGHT: Final = 1.0
-"""The highest threshold: only images with nothing to tell the score from (a score of 1) go to the heavy network."""
+"""The highest threshold: only images without evidence for a score (a score of 1) go to the heavy network."""
 
 
 class TooFewImagesError(ValueError):
@@ -83,7 +83,7 @@ def risk_at(threshold: float, scores: Sequence[float], losses: Sequence[float]) 
 def cascade_threshold(scores: Sequence[float], losses: Sequence[float], max_loss: float) -> CascadeRisk:
     """Return the highest threshold whose expected loss is at most `max_loss`, and the risk at it.
 
-    `scores` are those of the light answers: the heavy network is asked where one is at least the threshold. `losses`
+    `scores` are the light answers' scores: the heavy network is called if a score is at least the threshold. `losses`
     say by how much each light answer is worse than the heavy one, 0 where it is not. The threshold is halfway between
     the last score below the bound and the first one above it, so that rounding elsewhere moves no image across. Raises
     `TooFewImagesError` if the images are too few for any threshold, and `ValueError` for other arguments.

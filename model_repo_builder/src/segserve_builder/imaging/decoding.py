@@ -107,7 +107,8 @@ def decode_image(
     - Of a JPEG, bytes that do not belong to the picture are passed over, and its end may be missing.
     - Alpha is dropped, as OpenCV, torchvision and Pillow's `convert("RGB")` do; nothing is composited.
     - Grey from colour is BT.601 luma, 0.299 R + 0.587 G + 0.114 B; of a JPEG the stored luma.
-    - Of 16 bits the values of `window` are spread over all 16 first, and those beyond it cut off; 8 bits stay.
+    - In 16-bit images, values of `window` are first spread over all 16 bits, and others cut off; 8 bits
+      stay.
     - UINT8 from 16 bits is the high byte (`>> 8`), UINT16 from 8 bits is `* 257`, so that white stays white.
     - Of several frames the first (of an animated PNG its still image). Colour profiles are not applied.
     - An 8-bit TIFF has at most 178 million pixels (Pillow's own limit), whatever `max_pixels` says.
@@ -185,7 +186,7 @@ def _opencv_decode(data: bytes, file: ImageHeader) -> NDArray[Any]:
 
 
 def _to_colour(pixels: NDArray[Any], pixel_format: _PixelFormat) -> NDArray[Any]:
-    """Turn grey, BGR or BGRA into (H, W, 3) RGB or (H, W, 1) grey, of the wanted dtype."""
+    """Turn grey, BGR or BGRA into (H, W, 3) RGB or (H, W, 1) grey, of the target dtype."""
     pixels = _to_dtype(pixels, pixel_format)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     code = _TO_COLOUR.get((channels, pixel_format.colour))

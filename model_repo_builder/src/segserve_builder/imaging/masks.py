@@ -115,7 +115,7 @@ def default_colour(label: int) -> Rgb:
 
 
 def palette(colours: Sequence[str | None]) -> tuple[Rgb, ...]:
-    """Return 256 colours: those of the classes, as #rrggbb, and default ones for None and for further labels."""
+    """Return 256 colours: the classes' colours, as #rrggbb, and default ones for None and for further labels."""
     own = {label: colour for label, colour in enumerate(colours) if colour is not None}
     return tuple(_rgb(own[label]) if label in own else default_colour(label) for label in range(256))
 

@@ -49,9 +49,9 @@ def class_statistics(value: LabelMap, number: int) -> tuple[Int64, Float32]:
 
 
 def part_statistics(value: LabelMap, parts: Int32, number: int) -> tuple[Int64, Float32]:
-    """Return area and mean probability of each part, as `class_statistics` does of classes.
+    """Return area and mean probability of each part, as `class_statistics` does for classes.
 
-    `parts` int32 (H, W) has each pixel's part, below `number`; a pixel's probability is that of its own class.
+    `parts` int32 (H, W) has each pixel's part, below `number`; a pixel's probability is its own class's.
     """
     return _statistics(value, number, parts)
 

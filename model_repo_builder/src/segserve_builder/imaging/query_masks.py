@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class QuerySegments:
     """The segment of each pixel: ids from 1, uint16 (H, W), 0 for none.
 
-    `classes` int32 (S,) and `scores` float32 (S,) are those of the segments 1, 2, ...
+    `classes` int32 (S,) and `scores` float32 (S,) belong to the segments 1, 2, ...
     """
 
     ids: NDArray[Any]
@@ -42,7 +42,7 @@ def shares(queries: Queries) -> Float32:
 def best_pairs(queries: Queries, most: int | None = None) -> tuple[Int32, Int32, Float32]:
     """Return query, class and probability of the best pairs, by default as many as there are queries, best first.
 
-    They are int32, int32 and float32 (N,); of equal ones the first comes first.
+    They are int32, int32 and float32 (N,); equal pairs keep their order.
     """
     import numpy as np
 
@@ -90,7 +90,7 @@ def mask_logits(queries: Queries, which: Any, size: tuple[int, int] | None) -> t
 
 
 def _onto(size: int, cells: int, content: Axis) -> Axis:
-    """Return the axis of a finer grid over the same input; it, too, samples only cells that show the image."""
+    """Return the axis of a finer grid over the same input; it also samples only cells that show the image."""
     return Axis(size, content.first, content.cells, cells / size, -content.first - 0.5)
 
 
@@ -123,8 +123,8 @@ def exclusive_segments(
     Queries take part whose best class is one and scores above `threshold`; a pixel goes to the one whose score times
     probability is greatest there. What a query gets counts where it is more than the part `overlap_threshold` of the
     pixels at which it reaches `mask_threshold`. Queries of a class of `fuse` become one segment, which has the best
-    of their scores. With `own_pixels` it is as EoMT's does: logits are sampled, not probabilities, `mask_threshold` is
-    that of the probability alone, and a query gets none of the pixels below it.
+    of their scores. With `own_pixels` pixels are given as by EoMT's: logits are sampled, not probabilities,
+    `mask_threshold` applies to the probability alone, and a query gets none of the pixels below it.
     """
     import numpy as np
 

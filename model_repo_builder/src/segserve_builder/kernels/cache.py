@@ -1,8 +1,8 @@
 """The cache of compiled kernels: beside their source, and keyed by everything that their code depends on.
 
-numba alone refuses a cache that it cannot write, which is what an image run by another user has, and knows a kernel by
-the text of its own module, so that it would go on with what it once inlined from another. It also takes settings from a
-file `.numba_config.yaml` of the current folder, which may name a cache, that is, pickles.
+numba alone refuses a cache that it cannot write, which is what an image run by another user has, and identifies a
+kernel by the text of its own module, so that it would keep code that it once inlined from another. It also takes
+settings from a file `.numba_config.yaml` of the current folder, which may name a cache, that is, pickles.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class _OfKernels:
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> Any:
-        """Return the locator where its folder can be used, else None: numba then asks the next one."""
+        """Return the locator if its folder can be used, else None: numba then tries the next one."""
         own = Path(py_file).parent == FOLDER
         return super().from_function(py_func, py_file) if own else None  # type: ignore[misc]
 
     def get_source_stamp(self) -> str:
-        """Return what a compiled kernel was made of: it is compiled again where that is something else."""
+        """Return what a compiled kernel was made of: it is compiled again if that has changed."""
         return _digests()[Path(self._py_file).stem]
 
 

@@ -137,7 +137,7 @@ def _between(axis: Axis) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArra
 def label_scores(
     logits: NDArray[np.float32], rows: Axis, columns: Axis, temperature: float, least: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the scores of the labels whose probability exceeds `least` somewhere, and those labels' numbers, rising.
+    """Return the scores of the labels whose probability exceeds `least` somewhere, and these labels' numbers, rising.
 
     `logits` (C, h, w) is finite and has two labels or more. Scores are float32 (G, rows.size, columns.size, 8), label 8
     * g + k of those at [g, y, x, k]: log probabilities up to a number of each pixel's own, so that its best is 0. A
@@ -166,7 +166,7 @@ def _spread(scores: Any, kept: Any, least: Any, out: Any) -> Any:
 
 
 def label_planes(scores: NDArray[np.float32], kept: NDArray[np.int64], labels: int) -> NDArray[np.float32]:
-    """Return log probabilities (labels, H, W) of those in lanes, bounded by LEAST_LOG; others get DROPPED_LOG.
+    """Return log probabilities (labels, H, W) of the kept labels, bounded by LEAST_LOG; others get DROPPED_LOG.
 
     They are float32.
     """

@@ -1,4 +1,4 @@
-"""A label map below a map of segments: what is left of it, and filling that in."""
+"""A label map below a map of segments: what is left of it, and filling in the rest."""
 
 from __future__ import annotations
 

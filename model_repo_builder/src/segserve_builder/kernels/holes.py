@@ -20,7 +20,7 @@ ANY_AREA: Final = np.iinfo(np.int32).max
 
 @njit(**OPTIONS)
 def _rows_of_classes(label: Any, row_first: Any, size: Any) -> Any:
-    """Return the first row of each label, and the last; the first is the number of rows where there is none."""
+    """Return the first row of each label, and the last; the first is the number of rows if the label is absent."""
     h = row_first.shape[0] - 1
     first, last = np.full(size, h, np.int64), np.full(size, -1, np.int64)
     for y in range(h):
@@ -63,7 +63,7 @@ def _claim(
         for run in range(row_other[y], row_other[y + 1]):
             k = np.uint32(run)
             if outer_row or begin[k] == 0 or end[k] == w:
-                area[parent[k]] = 0  # it reaches the edge, or a row that has none of the class
+                area[parent[k]] = 0  # it reaches the edge, or a row without the class
     for y in range(y0, y1):
         k = np.uint32(row_other[y])
         for run in range(row_first[y], row_first[y + 1]):
@@ -132,7 +132,7 @@ def fill_holes(
 
     A hole of a class is a region of pixels of other classes that does not reach the edge of the image. It is connected
     by corners too where the class, with `connectivity` 4, is by edges alone, and the other way round. Holes of more
-    than `max_area` pixels stay, and so do those of labels that are not among `classes`, if they are given.
+    than `max_area` pixels stay, and so do holes of labels that are not among `classes`, if they are given.
 
     Pixels of label 0 become the class of the smallest such hole that they lie in; with `everything` all pixels do,
     and of the largest. Of equally large ones the lowest label's wins.

@@ -270,8 +270,8 @@ def find_regions(
 ) -> ObjectMap:
     """Return the connected regions of the chosen labels that have at least `min_area` pixels, by their first pixels.
 
-    `labels` is uint8 or uint16 (H, W), `chosen` bool (256,) or (65536,) tells of each label whether it is one. Raises
-    `ValueError` for labels of another type.
+    `labels` is uint8 or uint16 (H, W), `chosen` bool (256,) or (65536,) says for each label whether it is chosen.
+    Raises `ValueError` for labels of another type.
     """
     if labels.dtype not in LABELS or len(chosen) != 256**labels.dtype.itemsize:
         raise ValueError(f"labels are {labels.dtype}, chosen {len(chosen)}; uint8 with 256, uint16 with 65536 fit")

@@ -49,7 +49,7 @@ def _argmax_cells(logits: Any, top: Any, left: Any, out: Any) -> Any:
 
 @njit(**OPTIONS)
 def _flatten(ya: Any, yb: Any, xa: Any, xb: Any, before: Any, y_part: Any, x_part: Any, fy: Any, fx: Any) -> Any:
-    """Write the parts of a cell's pixels, unless those of the cell at `before` are there and equal (-1: none are)."""
+    """Write the parts of a cell's pixels, unless the cell at `before` has equal parts (-1: there is no such cell)."""
     same = before >= 0
     for x in range(xa, xb):
         same = same and x_part[x] == x_part[before + x - xa]

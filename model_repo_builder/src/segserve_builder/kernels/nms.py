@@ -132,7 +132,7 @@ def _up_to(scores: Any, cut: Any, which: Any) -> Any:
 def _buckets(scores: Any, which: Any, pairs: Any) -> Any:
     """Distribute (key, index) pairs over buckets of falling scores; return where each bucket starts.
 
-    The rising order of the pairs is that of falling scores, and of rising indices where scores are equal.
+    The rising order of the pairs is the order of falling scores, and of rising indices if scores are equal.
     """
     n = which.shape[0]
     bits = scores.view(np.int32)

@@ -124,7 +124,7 @@ def _turn(a: Any, b: Any, c: Any) -> Any:
 
 @njit(**OPTIONS)
 def _crosses(ring: Any) -> Any:
-    """Tell whether two sides of a polygon cross; that they touch does not count."""
+    """Return whether two sides of a polygon cross; touching does not count."""
     n = ring.shape[0]
     low, high = np.empty(n, np.int32), np.empty(n, np.int32)
     for i in range(n):

@@ -292,7 +292,7 @@ def winners(
 def rename(labels: NDArray[np.uint16], names: NDArray[np.uint16]) -> None:
     """Replace every label, in place, by its name; `labels` are C-contiguous uint16 (H, W).
 
-    Raises `ValueError` if a label has none.
+    Raises `ValueError` if a label has no name.
     """
     if labels.max(initial=0) >= len(names):
         raise ValueError(f"labels up to {labels.max()}; there are {len(names)} names")

@@ -1,4 +1,4 @@
-"""Connected regions of equal label, found on runs with union-find, and the removal of those that are not wanted."""
+"""Connected regions of equal label, found on runs with union-find, and the removal of unwanted regions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE: Final = np.uint32(1)
 
 @njit(**OPTIONS)
 def row_runs(flat: Any, row: Any, w: Any, start: Any, stop: Any, label: Any, n: Any, background: Any) -> Any:
-    """Append the runs of equal label of a row, those of label 0 only with `background`; return the number of runs.
+    """Append the runs of equal label of a row, runs of label 0 only with `background`; return the number of runs.
 
     The arrays need room for one run more than there are.
     """
@@ -32,7 +32,7 @@ def row_runs(flat: Any, row: Any, w: Any, start: Any, stop: Any, label: Any, n: 
             q = x + lowest_bit(bits)
             bits &= bits - 1
             stop[n] = q
-            n += (value != 0) | background  # written anyway, counted where it is wanted: there is no branch to miss
+            n += (value != 0) | background  # written anyway, counted only if needed: there is no branch to miss
             value = flat[row + q]
             start[n], label[n] = q, value
         x += 64
@@ -89,7 +89,7 @@ def flatten(start: Any, stop: Any, parent: Any, n: Any) -> Any:
 
 @njit(**OPTIONS)
 def _unwanted(label: Any, parent: Any, area: Any, chosen: Any, min_area: Any) -> Any:
-    """Tell which regions go, at their roots: the small ones or, without a least area, all but each label's largest."""
+    """Return which regions go, at their roots: small ones or, without a least area, all but each label's largest."""
     gone = np.zeros(area.shape[0], np.bool_)
     if min_area > 0:
         for i in range(area.shape[0]):

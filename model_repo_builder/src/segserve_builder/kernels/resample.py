@@ -1,7 +1,7 @@
-"""Antialiased resizing: what torch's `interpolate(antialias=True)` and Pillow's `resize` do.
+"""Antialiased resizing, as by torch's `interpolate(antialias=True)` and Pillow's `resize`.
 
 A pixel of the result is a weighted mean of the pixels that its own, enlarged by the filter, covers. Row by row, the
-weighted sum of source rows is made first, which is plain SIMD, then that of its columns, a pixel's channels at once.
+weighted sum of source rows is made first, which is plain SIMD, then the sum of its columns, a pixel's channels at once.
 Bytes that are rounded after each pass take two calls, along rows first.
 """
 
@@ -90,7 +90,7 @@ def _weigh_pixel(
 
 @njit(**{**OPTIONS, "fastmath": {"contract"}})
 def _weigh_rows(pixels: Any, first: Any, weight: Any, line: Any) -> Any:
-    """Write the weighted sum of the rows of `pixels` from `first` on, as many as there are weights: fours of them."""
+    """Write the weighted sum of the rows of `pixels` from `first` on, one for each weight, by fours."""
     last, n = pixels.shape[0] - 1, pixels.shape[1]
     for k in range(0, weight.shape[0], ROWS):  # rows past the last one have no weight
         a, b = pixels[min(first + k, last)], pixels[min(first + k + 1, last)]

@@ -69,7 +69,7 @@ def _paint(counts: Any, n: Any, height: Any, top: Any, left: Any, bitmap: Any) -
             x0, x1 = at // height, stop // height
             bitmap[at - x0 * height - top, x0 - left] ^= 1
             row = stop - x1 * height
-            for x in range(x0 + 1, x1 + (row > 0)):  # a run over several columns has rows from 0 on, and the window too
+            for x in range(x0 + 1, x1 + (row > 0)):  # a run over several columns, like the window, has rows from 0 on
                 bitmap[0, x - left] ^= 1
             if 0 < row < top + h:
                 bitmap[row - top, x1 - left] ^= 1

@@ -1,6 +1,6 @@
 """Rotated rectangles: non-maximum suppression by their probabilistic IoU, and their masks.
 
-The IoU is that of Llerena et al., "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union" (2021): a
+The IoU is from Llerena et al., "Gaussian Bounding Boxes and Probabilistic Intersection-over-Union" (2021): a
 rectangle stands for the normal distribution of its mean and covariance, and two have 1 minus their Hellinger distance.
 """
 

@@ -22,7 +22,7 @@ def _decayed(
 ) -> Any:
     """Return the score that is left once the kept boxes `seen` to `used` of its class have lowered it, in their order.
 
-    The weights are those of the paper (Bodla et al. 2017): 1 - IoU above the limit, or exp(-IoU² / sigma).
+    The weights are the paper's (Bodla et al. 2017): 1 - IoU above the limit, or exp(-IoU² / sigma).
     """
     flat = kept.reshape(-1)
     area32 = (box[2] - box[0]) * (box[3] - box[1])
@@ -134,8 +134,8 @@ def soft_nms(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the indices of the boxes whose score stays above the threshold, best first, and the scores that stay.
 
-    Every box lowers the scores of those of its class that it overlaps: linearly where their IoU is above
-    `iou_threshold`, or by a Gaussian of the IoU with `sigma`. Of equal scores the first is taken first. `boxes` (N, 4)
+    Every box lowers the scores of boxes of its class that it overlaps: linearly where their IoU is above
+    `iou_threshold`, or by a Gaussian of the IoU with `sigma`. Of equal scores, the first is taken first. `boxes` (N, 4)
     as x1 y1 x2 y2, `scores` (N,) without NaN, `classes` (N,) not negative; thresholds are not negative. Indices are
     int64 (M,), scores float32 (M,). Raises `ValueError` if shapes do not match.
     """

@@ -49,7 +49,7 @@ def kernels_behind(modules: Iterable[str], package: Path) -> set[str]:
 def compiled_digests(folder: Path) -> dict[str, str]:
     """Return, for each module of a folder of kernels, the sha256 of all that its compiled code is made of.
 
-    That is its own text and those of the modules that it imports, directly or not, whose kernels and constants are
+    That is its own text and the texts of modules that it imports, directly or not, whose kernels and constants are
     inlined.
     """
     texts, imports = _texts(folder), module_imports(folder)

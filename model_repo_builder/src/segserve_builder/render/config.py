@@ -1,4 +1,4 @@
-"""Steps and ensembles as Triton's ModelConfig messages, with only the fields that the target's release knows."""
+"""Steps and ensembles as Triton's ModelConfig messages, with only the fields that the target's release has."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VERSION: Final = 1
 _SELECTED: Final = "INT32"
 LATENCY_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 CONDITIONAL: Final = "conditional_models"
-"""Parameter of an ensemble's config: the models that a step of it calls for some images, which Triton does not know."""
+"""Parameter of an ensemble's config: the models that a step of it calls for some images, of which Triton is unaware."""
 _HEURISTIC: Final = "1"
 """Value of ONNX Runtime's `OrtCudnnConvAlgoSearch`, as Triton's backend reads it."""
 _ENGINES: Final = "/tmp/segserve-engines-"
@@ -139,9 +139,9 @@ def shared_network(config: Any) -> Any:
 
 
 def shared_postprocess(config: Any, networks: Iterable[int]) -> Any:
-    """Return the configuration of a step that is the last one of all models whose own would differ in options alone.
+    """Return the configuration of a last step shared by all models whose own would differ in options alone.
 
-    `networks` are the numbers of those of their networks that are members of shared steps.
+    `networks` are the numbers of the models' networks that are members of shared steps.
     """
     shared = _without_options(config)
     del shared.metric_tags["revision"]
@@ -164,11 +164,11 @@ def ensemble_config(
 ) -> Any:
     """Chain the steps (pre, net, post) into an ensemble, yet unnamed.
 
-    `second` is the step of a second network, which runs beside the first; with `measures` the first step tells the last
-    one what it measured; `members` are the model's in steps that are shared. `revision` is that of the whole, of which
-    `pipeline` may be the light network's part; `conditional` are the models that the last step then calls for some
-    images, which it gives the image itself. No public output feeds a later step: Triton would then refuse every request
-    for a subset of the outputs.
+    `second` is the step of a second network, which runs beside the first; with `measures` the first step passes its
+    measurements to the last one; `members` are the model's in steps that are shared. `revision` is the whole model's,
+    of which `pipeline` may be the light network's part; `conditional` are the models that the last step then calls for
+    some images, which it gives the image itself. No public output feeds a later step: Triton would then refuse every
+    request for a subset of the outputs.
     """
     pre, net, post = steps
     config, inputs, outputs = _public_ensemble(pipeline, revision, task)
@@ -282,7 +282,7 @@ def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: R
     if on_gpu:
         # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
         config.parameters["cudnn_conv_algo_search"].string_value = _HEURISTIC
-    # With KIND_AUTO a GPU whose driver Triton cannot use is no reason to refuse a network that did not ask for one.
+    # With KIND_AUTO a GPU whose driver Triton cannot use is no reason to refuse a network that does not require one.
     kind = "KIND_CPU" if not on_gpu else "KIND_GPU" if runtime.device == "gpu" else "KIND_AUTO"
     config.instance_group.add(count=runtime.instances, kind=kind)
     accelerators = config.optimization.execution_accelerators
@@ -305,7 +305,7 @@ def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: R
 
 
 def _add_network_tensors(config: Any, io: NetworkIO, runtime: Runtime, *, native: bool) -> None:
-    """Add a network's tensors and its batch size; a native one whose file fixes the batch has none."""
+    """Add a network's tensors and its batch size; a native network whose file fixes the batch has no batch size."""
     if native and not io.has_free_batch:
         _add_inputs(config, [io.input])
         _add_outputs(config, io.outputs)

@@ -16,7 +16,7 @@ from segserve_builder.render.tree import Files
 from segserve_builder.sources.cache import is_file_of
 
 _Identity: TypeAlias = tuple[int, int, int, int]
-"""Mode, inode, size and time of change of a file: nobody sets the last."""
+"""Mode, inode, size and time of change of a file: no program can set the last."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class PublishedSteps:
     """The steps that this process published into a repository, or found there.
 
     Others may write there, Triton's user among them, and a step that was there is taken by the sizes of its files. So
-    all bytes of a step are compared at its first load in this process, and later those of files that have changed.
+    all bytes of a step are compared at its first load in this process, and later the bytes of changed files.
     """
 
     root: Path
@@ -85,7 +85,7 @@ def _identities(folder: Path) -> dict[str, _Identity]:
 
 
 def _is(path: Path, content: bytes | Path) -> bool:
-    """Return whether a regular file has this content; that of a path is the digest that it is named by."""
+    """Return whether a regular file has this content; if the content is a path, its name is the digest."""
     if path.is_symlink() or not path.is_file():
         return False
     return path.read_bytes() == content if isinstance(content, bytes) else is_file_of(path, content.name)

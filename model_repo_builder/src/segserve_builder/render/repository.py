@@ -41,7 +41,7 @@ def build_tree(
 ) -> Tree:
     """Fetch and verify the artifacts, check their signatures, and render the revision's files for `target`.
 
-    `access` limits where the artifacts may be downloaded from. With `shared` its steps are those of other models too.
+    `access` limits where the artifacts may be downloaded from. With `shared` its steps are also other models' steps.
     Raises a `BuilderError` that says what was observed and what is allowed.
     """
     read = {role: _read(*network, cache, access, progress) for role, network in networks.items()}

@@ -50,9 +50,11 @@ class RenderTarget:
         return self.release >= HISTOGRAMS_SINCE
 
     def uses_gpu(self, pipeline: Pipeline) -> bool:
-        """Return whether a GPU runs a network: one that asks for it, or one without a device that Triton can run there.
+        """Return whether a GPU runs a network: with `device: gpu`, or without a device if Triton can run it
+        there.
 
-        The Python step's ONNX Runtime may have no provider for GPUs, so that tiles and augmented views have to ask.
+        The Python step's ONNX Runtime may have no provider for GPUs, so tiles and augmented views have to request
+        it.
         """
         if pipeline.runtime.device is None:
             return self.has_gpu and self.backend == "onnxruntime" and not pipeline.inference

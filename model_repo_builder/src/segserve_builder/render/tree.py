@@ -46,7 +46,7 @@ LARGEST_SHARED_BYTES: Final = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """Whether a model's last step is shared with other models, and then its networks too."""
+    """Whether a model's last step is shared with other models, and then also its networks."""
 
     post: bool = False
     networks: bool = False
@@ -74,10 +74,10 @@ class Tree:
     """One revision's models: immutable steps, and ensembles with mutable names that call them.
 
     `steps` are in the order of processing, `networks` the names of the steps that run a network in order, `instances`
-    how many each of these has on a device, `native` those of them without a process of their own; `heavy` is the step
-    that is an ensemble of the others before it, which a cascade calls. `public` holds the ensemble of the model's
-    name, and that of the bare network if it was added. `members` are what the shared ones of the steps run for this
-    revision, which Triton does not load, and `member_steps` the step that runs each of them.
+    how many each of these has on a device, `native` the steps among them without a process of their own; `heavy` is the
+    step that is an ensemble of the others before it, which a cascade calls. `public` holds the ensemble of the model's
+    name, and the bare network's if it was added. `members` are what the shared steps run for this revision, which
+    Triton does not load, and `member_steps` the step that runs each of them.
     """
 
     steps: Mapping[str, Files]
@@ -269,7 +269,7 @@ def _network_step(pipeline: Pipeline, network: Network, target: RenderTarget, sh
 
 
 def _may_share(pipeline: Pipeline, network: Network) -> bool:
-    """Tell whether a network takes so little time and memory that others may wait for it, as they then do."""
+    """Return whether a network takes so little time and memory that others may wait for it, as they then do."""
     runtime = pipeline.runtime
     chosen = runtime.instances > 1 or runtime.intra_op_threads > 0 or bool(pipeline.inference)
     elsewhere = runtime.device == "gpu" or runtime.engine is not None

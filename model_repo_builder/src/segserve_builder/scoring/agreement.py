@@ -41,7 +41,7 @@ MOST_CLASSES: Final = 200
 OTHER_CLASSES: Final = -1
 """The class of all beyond `MOST_CLASSES`."""
 MOST_OBJECTS: Final = 1000
-"""Objects of one answer that are compared: those with the best scores."""
+"""Objects of one answer that are compared: the ones with the best scores."""
 MOST_ASSIGNED: Final = 256
 """Objects of one class for which the best assignment is sought; of more, the best pairs are taken first."""
 MOST_PIXELS: Final = 200_000_000
@@ -87,7 +87,7 @@ class Agreement:
 def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
     """Return how much two answers to the same image agree; None where they cannot be compared.
 
-    They cannot if their outputs or SIZE differ, if they show nothing (the request asked for other outputs), if stable's
+    They cannot if their outputs or SIZE differ, if they show nothing (other outputs were requested), if stable's
     answer cannot be read, or if it would take too long: more than `MOST_PIXELS`, `MOST_RUN_BYTES` or
     `MOST_REGION_PAIRS`. A candidate's answer that cannot be read, although stable's can, agrees in nothing.
     """
@@ -176,7 +176,7 @@ def _read(answer: Answer, kind: Kind) -> _Regions:
 
 
 def _read_objects(answer: Answer, size: tuple[int, int]) -> _Regions:
-    """Read objects, the best first; what the request did not ask for is empty: classes are then one, weights equal."""
+    """Read objects, the best first; outputs that were not requested are empty: classes are then one, weights equal."""
     columns = {name: answer[name] for name in ("BOXES", "SCORES", "CLASSES", "MASKS", "KEYPOINTS") if name in answer}
     count = max(len(column) for column in columns.values())
     given = {name: column for name, column in columns.items() if len(column)}

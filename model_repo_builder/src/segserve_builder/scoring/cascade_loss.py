@@ -1,4 +1,4 @@
-"""Losses of a cascade's answers to golden images against those of its heavy network alone."""
+"""Losses of a cascade's answers to golden images against the answers of its heavy network alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def cascade_losses(
 ) -> list[float]:
     """Return by how much each image's other answer is worse than the heavy one, 0 to 1, in the order of `images`.
 
-    An image's quality is its mean IoU, of objects the panoptic quality. One without labels is compared with the heavy
-    answer itself: by what the two differ, they may differ from any labels. Masks must be encoded as rle. Raises
-    `GoldenError` for an answer that cannot be read; errors of the two functions propagate.
+    An image's quality is its mean IoU, or for objects the panoptic quality. An image without labels is compared with
+    the heavy answer itself: by what the two differ, they may differ from any labels. Masks must be encoded as rle.
+    Raises `GoldenError` for an answer that cannot be read; errors of the two functions propagate.
     """
     labels: list[Regions] = []
     answers: tuple[list[Regions], list[Regions]] = ([], [])

@@ -1,7 +1,7 @@
 """Quality of answers measured against labels: one score per image, and per class and as the usual means over a set.
 
 Semantic: an image's quality is its mean intersection over union (IoU) of the classes that are in its labels or in its
-answer; a class's is that of all images' pixels together, the mean IoU the mean of those, and recall the mean share of a
+answer; a class's is over all images' pixels together, the mean IoU the mean of those, and recall the mean share of a
 class's pixels that were found.
 
 Objects (instances, panoptic segments, boxes, keypoints): an image's quality, and a class's, is the panoptic quality of
@@ -12,8 +12,8 @@ the expected calibration error of Naeini et al. (2015) for detections, as in Kue
 from the share of objects that match a labelled one, on average over tenths of the scores' range.
 
 Boundary IoU of Cheng et al. (2021) is the IoU of the bands inside of two masks' outlines, whose width is 2 % of the
-image's diagonal: it says whether outlines are right, of large regions too. Objects are then as alike as the lesser of
-the IoU of their masks and that of their bands.
+image's diagonal: it says whether outlines are right, also of large regions. Objects are then as alike as the lesser of
+the IoU of their masks and the IoU of their bands.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ RECALLS: Final = np.linspace(0.0, 1.0, 101)
 MOST_OBJECTS: Final = 100
 CALIBRATION_BINS: Final = 10
 FEWEST_CALIBRATED: Final = 100
-"""Objects below which the error would be that of chance: a bin of ten objects is off by 0.15 if all is well."""
+"""Objects below which the error would be due to chance: a bin of ten objects is off by 0.15 if all is well."""
 SIGMAS: Final = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000.0
-"""COCO's falloffs of a person's 17 keypoints; those of other objects have `SIGMA`."""
+"""COCO's falloffs of a person's 17 keypoints; other objects' keypoints have `SIGMA`."""
 SIGMA: Final = 0.05
 BAND: Final = 0.02
 """Width of the band inside of an outline, as a share of the image's diagonal."""
@@ -69,8 +69,8 @@ class Regions:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric: iou and recall, of
-    objects ap too, and ece of a hundred or more. Where outlines are compared, `outlines` by id, and boundaryIou.
+    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric: iou and recall, for
+    objects also ap, and ece for a hundred or more. Where outlines are compared, `outlines` by id, and boundaryIou.
 
     All within 0 to 1; an image without anything to find or found has 1. Classes that no label shows are left out, and
     what cannot be measured is NaN.
@@ -110,8 +110,8 @@ def score_samples(
     """Yield the quality on each sample of the images, by number and with repetitions, as the bootstrap draws them.
 
     Labels and answers are compared once. With `false_classes` a class that only answers show counts as one with a
-    quality of 0, as in COCO's panoptic quality and the usual mean IoU. Of each class the `most` best objects of an
-    image count. With `above_match` a likeness of exactly 0.5 is no match, as in COCO's panoptic quality. With
+    quality of 0, as in COCO's panoptic quality and the usual mean IoU. In each class, the `most` best objects of an
+    image count. With `above_match` a likeness of exactly 0.5 is not a match, as in COCO's panoptic quality. With
     `outlines` these are compared as well, where labels and answers have masks.
     """
     pairs = list(zip(labels, answers, strict=True))
@@ -163,7 +163,7 @@ def _banded(regions: Regions, counted: bytes | None) -> Regions:
 
 
 def _band(rle: dict[str, Any], distance: int) -> bytes:
-    """Return the band of one mask; work and memory are those of the columns of its box."""
+    """Return the band of one mask; work and memory depend on the columns of its box."""
     height, width = rle["size"]
     x, y, across, down = (int(each) for each in coco.toBbox(rle))
     if not across:
@@ -330,7 +330,7 @@ def _point_similarity(label: Regions, answer: Regions, true: NDArray[Any], seen:
 
 
 def _areas(label: Regions) -> Floats:
-    """Return the area of each object: that of its mask, else the average part of a box that a body covers."""
+    """Return the area of each object: its mask's area, else the average part of a box that a body covers."""
     if label.masks is not None:
         return np.asarray(coco.area([_rle(label.size, mask) for mask in label.masks]), np.float64)
     if label.boxes is None:
@@ -361,7 +361,7 @@ def _scores_of_others(answer: Regions, known: frozenset[int]) -> Floats:
 
 
 def _calibration_error(matchings: Sequence[_Matching], false_scores: Floats) -> float | None:
-    """Return the expected calibration error (0 to 1) at the match of 0.5; None with too few objects to tell."""
+    """Return the expected calibration error (0 to 1) at the match of 0.5; None with too few objects."""
     scores = np.concatenate([*(matching.scores for matching in matchings), false_scores])
     if len(scores) < FEWEST_CALIBRATED:
         return None

@@ -93,8 +93,8 @@ def fetch(
 
     The digest is computed while the bytes stream in, and the file gets its name only if the digest is right. A file
     that is there is hashed at its first use in this process, and fetched again if it has other bytes. A download that
-    breaks off is resumed if the source can, by another process too. Any number of processes may fetch into one cache at
-    once: for the same object, the others wait for the first.
+    breaks off is resumed if the source can, also by another process. Any number of processes may fetch into one cache
+    at once: for the same object, the others wait for the first.
 
     Raises `UnknownNameError` (scheme), `SourceDeniedError`, `SourceUnauthorizedError`, `ArtifactMissingError`,
     `DigestMismatchError`, `ArtifactTooLargeError`, `UnsafeArtifactError` (archive), and `PublishError` if the cache
@@ -244,7 +244,7 @@ def _allowed_source(uri: str, access: Access) -> ArtifactSource:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """Return the URI of a file, and the member within it, empty if there is none."""
+    """Return the URI of a file, and the member within it, empty without one."""
     if _scheme(uri) in _WITH_MEMBERS:
         return uri, ""
     if not _has_scheme(uri):

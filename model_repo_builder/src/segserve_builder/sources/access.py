@@ -39,7 +39,7 @@ class Credential(FrozenModel):
     def read(self, *forms: tuple[str, ...]) -> dict[str, str]:
         """Read the values by key, each time anew, as secrets are rotated in place.
 
-        Raises `SourceUnauthorizedError` if there are none, or if `forms` are given and the keys of none is complete.
+        Raises `SourceUnauthorizedError` if there are no values, or if `forms` are given and none has all its keys.
         """
         # Kubernetes keeps the data of a Secret in hidden folders next to the links to it.
         try:
@@ -81,7 +81,7 @@ class Signatures(FrozenModel):
 class Access(FrozenModel):
     """Allowed schemes, hosts, addresses and folders of fetches, and their credentials.
 
-    Patterns of hosts are those of `fnmatch`, in lower case. A host is the part after `scheme://` in an artifact's URI:
+    Patterns of hosts are `fnmatch` patterns, in lower case. A host is the part after `scheme://` in an artifact's URI:
     a server, a registry, a bucket.
     """
 
@@ -136,7 +136,7 @@ class Access(FrozenModel):
     def check_address(self, host: str, address: str) -> None:
         """Raise `SourceDeniedError` if `host` has an address that is not allowed.
 
-        Call it with the address that is connected to, after each redirect too: a second lookup of the name can give
+        Call it with the address that is connected to, also after each redirect: a second lookup of the name can give
         another one. Nothing in `private` or `endpoints` allows link-local addresses and metadata services.
         """
         why = refusal(address)
@@ -176,8 +176,8 @@ def separate_fetch() -> Iterator[None]:
 
 
 def shown_digest(actual: str) -> str | None:
-    """Return the digest of what was fetched for a message, None if this fetch has connected to a private address.
+    """Return a fetched file's digest for a message, None if this fetch has connected to a private address.
 
-    Whoever reads the message need not be allowed to read what is there, and a digest can be tried in the next fetch.
+    The message's reader may not be allowed to read what is there, and a digest can be tried in the next fetch.
     """
     return None if _PRIVATE.get() else actual

@@ -1,7 +1,7 @@
 """Untrusted tar and zip archives: one member as a stream, or all of them unpacked into an empty folder.
 
-Only regular files and folders with plain relative names are unpacked. Anything else fails the whole archive: the rest
-of one that tries to escape is not to be trusted either. Owners, modes and times are those of this process.
+Only regular files and folders with plain relative names are unpacked. Anything else fails the whole archive: an archive
+that tries to escape cannot be trusted at all. Owners, modes and times are this process's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def unpack(archive: Path, name: str, into: Path, max_bytes: int) -> None:
 def tar_members(stream: Stream, name: str, max_bytes: int) -> Iterator[tuple[str, Stream]]:
     """Yield the path and the bytes of each regular file of a tar, in order; read each before the next.
 
-    The suffix of `name` tells the compression. Raises as `open_member` does.
+    The suffix of `name` determines the compression. Raises as `open_member` does.
     """
     names = _Names(name)
     for info, found in tar_entries(stream, name, max_bytes):

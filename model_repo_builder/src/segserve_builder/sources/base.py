@@ -19,12 +19,12 @@ class Stream(Protocol):
 
     @property
     def size(self) -> int | None:
-        """Size of the whole file in bytes; None if the source does not tell it."""
+        """Size of the whole file in bytes; None if the source does not report it."""
         ...
 
     @property
     def identity(self) -> str | None:
-        """A value that changes with the file, such as an ETag; None if there is none, and then nothing is resumed."""
+        """A value that changes with the file, such as an ETag; without one (None) nothing is resumed."""
         ...
 
     def read(self, size: int, /) -> bytes:

@@ -90,7 +90,7 @@ def is_file_of(path: Path, sha256: str) -> bool:
 
 
 def _identity_of(path: Path) -> tuple[str, int, int, int] | None:
-    """Return what identifies a file or folder of this name, None if there is none; links are never written here."""
+    """Return what identifies a file or folder of this name, None if it does not exist; links are never written here."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -283,7 +283,7 @@ def _lock_patiently(file: BinaryIO, path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if not _has_name(file, path):  # it is complete, and held by those who use it
+            if not _has_name(file, path):  # it is complete, and held by its users
                 return True
             now_s, present = time.monotonic(), os.fstat(file.fileno()).st_size
             if present != size:
@@ -313,7 +313,7 @@ class FileLocks:
         for path in self._held.keys() - paths:
             os.close(self._held.pop(path))
         for path in paths - self._held.keys():
-            # Somebody else who holds it alone evicts it, or keeps it from everybody: nothing waits for that.
+            # Another process that holds it alone evicts it, or keeps it from all others: nothing waits for that.
             with suppress(FileNotFoundError, BlockingIOError):
                 self._held[path] = _flocked(path, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

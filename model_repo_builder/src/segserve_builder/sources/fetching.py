@@ -16,7 +16,7 @@ from segserve_builder.sources.cache import PartialFile, check_size, chunks
 from segserve_common.backoff import Backoff
 
 Progress: TypeAlias = "Callable[[int, int | None], None]"
-"""Called with the bytes so far and the size of the file, None if the source does not tell it."""
+"""Called with the bytes so far and the size of the file, None if the source does not report it."""
 
 _PROGRESS_BYTES: Final = 1024 * 1024
 _BROKEN_OFF: Final = (ConnectionError, TimeoutError, ssl.SSLError)
@@ -31,7 +31,7 @@ class RetryPolicy:
     longest_s: float = 30.0
 
     def delay_s(self, failures: int, retry_after_s: float | None) -> float | None:
-        """Return the delay before the next attempt; None to give up, also if the server asks for a longer delay."""
+        """Return the delay before the next attempt; None to give up, also if the server requires a longer delay."""
         if failures >= self.tries or (retry_after_s or 0) > self.longest_s:
             return None
         backoff = Backoff(self.first_s, self.longest_s, jitter=(0.5, 1.0))

@@ -46,7 +46,7 @@ class LocalFiles:
     def allowed(self, uri: str, access: Access) -> Path:
         """Return the path that `uri` names, with its links followed; nothing is opened.
 
-        Raises `SourceDeniedError` if `access` does not allow it; the error does not tell whether anything is there.
+        Raises `SourceDeniedError` if `access` does not allow it; the error does not reveal whether anything is there.
         """
         raise NotImplementedError
 

@@ -41,8 +41,8 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 class SourceRequest:
     """How a source requests URLs. `scheme` is the source's, which decides the hosts that redirects may lead to.
 
-    `headers` go to every host, `authorization` only to that of the first URL. `authority` is the PEM of a certificate
-    authority that is trusted in addition to those of this machine. `returned` are statuses that the caller handles, in
+    `headers` go to every host, `authorization` only to the first URL's. `authority` is the PEM of a certificate
+    authority that is trusted in addition to this machine's. `returned` are statuses that the caller handles, in
     addition to 200 to 299; `refusal` describes any other response in the message of its error, after the status.
     """
 

@@ -174,7 +174,7 @@ class ObjectStoreSource(ABC):
 
 
 def guarded(access: Access, scheme: str, usual: str) -> str:
-    """Return the server's URL: that of `access`, at any address, or the usual one, whose host is checked."""
+    """Return the server's URL: the one in `access`, at any address, or the usual one, whose host is checked."""
     named = access.endpoints.get(scheme)
     if named is not None:
         return named.rstrip("/")
@@ -251,7 +251,7 @@ def describe_error(error: Exception) -> str:
     if status := _STATUS.search(text):
         code = _CODE.search(text)
         return f"{status[1]}{status[2].rstrip()}" + (f" ({code[1]})" if code else "")
-    # Only the details tell why there is no connection.
+    # Only the details say why there is no connection.
     why = _WHY.search(details)
     return text.rpartition(" - ")[2].strip() + (f" ({why[0]})" if why else "")
 

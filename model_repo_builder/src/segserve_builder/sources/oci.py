@@ -68,7 +68,7 @@ class OciSource:
 
 
 def _parsed(uri: str) -> tuple[Reference, str]:
-    """Return the reference in a URI, and its member, empty if there is none."""
+    """Return the reference in a URI, and its member, empty without one."""
     found = _FORM.fullmatch(uri)
     if found is None:
         raise ArtifactMissingError(

@@ -67,7 +67,7 @@ class Layer(BaseModel, frozen=True):
 
     @property
     def title(self) -> str:
-        """The name of the file; empty if it has none."""
+        """The name of the file; empty without one."""
         return (self.annotations or {}).get(_TITLE, "")
 
     @property
@@ -111,7 +111,7 @@ class Registry:
         return self._access.max_bytes
 
     def layers(self) -> Sequence[Layer]:
-        """Return the layers of the reference; of an index, those for this machine."""
+        """Return the layers of the reference; of an index, the layers for this machine."""
         name = self._reference.digest or self._reference.tag
         for _ in range(_DEEPEST_INDEX):
             with self._authenticated(f"{self._url}/manifests/{name}") as response:
@@ -137,7 +137,7 @@ class Registry:
 
     @contextmanager
     def _authenticated(self, url: str) -> Iterator[StreamedResponse]:
-        """Send a request without credentials, and again with those that the registry's challenge asks for."""
+        """Send a request without credentials, and again with the credentials that the registry's challenge requires."""
         request = replace(self._request, headers={"Accept": _MANIFESTS})
         with get(url, self._access, replace(request, returned=frozenset({401}))) as response:
             if response.status != 401:

@@ -89,7 +89,7 @@ def _usual_endpoint(region: str) -> str:
 
 
 def _profile(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the keys of the profile that `aws` would use, empty if there is none."""
+    """Return the keys of the profile that `aws` would use, empty without one."""
     path = environment.get("AWS_SHARED_CREDENTIALS_FILE")
     parser = ConfigParser(interpolation=None)
     try:

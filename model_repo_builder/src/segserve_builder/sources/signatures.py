@@ -48,7 +48,7 @@ def _verify(uri: str, signed: Path, access: Access, *, is_named: bool) -> None:
     demands += [access.floor] if access.floor.required else []
     if not demands:
         return
-    # Where the operator says whom it trusts, a pool that only demands a signature need name nobody.
+    # If the operator's settings name trusted signers, a pool that only demands a signature need not name any.
     if not _names_signers(demands[-1]):
         raise SignatureRejectedError(
             "a signature is required, but no signer is trusted: name keys, certificates or identities"

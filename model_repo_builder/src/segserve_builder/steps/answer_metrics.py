@@ -34,9 +34,9 @@ Answer: TypeAlias = LabelMap | ClassMasks | Instances | Candidates | KeypointDet
 
 OTHER: Final = "other"
 MOST_PIXELS: Final = 2**17
-"""Of a larger label map the areas are estimated, from a grid of at most as many pixels."""
+"""The areas of a larger label map are estimated from a grid of at most this many pixels."""
 MOST_PROBABILITIES: Final = 2**12
-"""Probabilities that are computed of a label map, those of all classes for each pixel of a grid."""
+"""Probabilities that are computed of a label map, of all classes for each pixel of a grid."""
 MOST_KEPT: Final = 256
 """Answers that are kept to be summed at once."""
 STEPS: Final = ("pre", "network", "post")
@@ -57,7 +57,7 @@ class MetricFamily:
 
     @property
     def counters(self) -> tuple[str, ...]:
-        """The names of the counters that it is told as."""
+        """The names of the counters that report it."""
         if not self.edges:
             return (self.name,)
         suffixes = ("_bucket", "_count") if self.edges[0] < 0 else ("_bucket", "_count", "_sum")
@@ -154,7 +154,7 @@ SLICED: Final = frozenset(
         *(IMAGE_VERTICAL_GRADIENTS, IMAGE_TOP_BRIGHTNESS),
     }
 )
-"""Families with the label `slice` too, if the model declares slices."""
+"""Families that also have the label `slice`, if the model declares slices."""
 IMAGE_HISTOGRAMS: Final = {
     "brightness": IMAGE_BRIGHTNESS,
     "contrast": IMAGE_CONTRAST,
@@ -204,7 +204,7 @@ class Measures(NamedTuple):
 
 
 class _Counts:
-    """One family's counts: a row for each combination of its own labels' values, of which the last changes first."""
+    """One family's counts: a row for each combination of its own labels' values; the last label's changes first."""
 
     def __init__(self, family: MetricFamily, values: Mapping[str, tuple[str, ...]]) -> None:
         import numpy as np
@@ -212,7 +212,7 @@ class _Counts:
         rows = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
         self._family, self._rows = family, rows
         self._edges = np.array(family.edges)
-        # Of a histogram the observations by bucket and their sum, else the count alone.
+        # For a histogram, the observations by bucket and their sum, else the count alone.
         self._values = np.zeros((len(rows), len(family.edges) + 2 if family.edges else 1))
         self._known: set[int] = set()
 
@@ -269,7 +269,7 @@ class AnswerMetrics:
     """
 
     def __init__(self, pipeline: Pipeline, metrics: ModelMetrics, *, tiers: bool = False) -> None:
-        """Start at zero; with `tiers` the requests to the networks of a cascade are counted too."""
+        """Start at zero; with `tiers` the requests to the networks of a cascade are also counted."""
         import numpy as np
 
         counted = [item for item in pipeline.classes if not metrics.classes or item.name in metrics.classes]
@@ -337,7 +337,7 @@ class AnswerMetrics:
         seconds: tuple[float, float, float] = (0.0, 0.0, 0.0),
         label: str = "",
     ) -> None:
-        """Count an answer by its contents, and its image; `seconds` are those in each step."""
+        """Count an answer by its contents, and its image; `seconds` is the time in each step."""
         with self._lock:
             number = self._slice_of.get(label, self._slice_of.get(OTHER, 0))
             self._kept.append(_Kept(image.height * image.width, statistics, seconds, contents, number))
@@ -407,7 +407,7 @@ class AnswerMetrics:
             counts[CLASS_ISLANDS].add(islands, rows)
         if areas is not None:
             counts[CLASS_PIXELS].add(areas, rows)
-            # Of a class that several of an answer's items share, the share of the image is that of all of them.
+            # If several of an answer's items share a class, its share of the image is the share of all of them.
             of_pairs = np.bincount(pairs, areas)
             (present,) = of_pairs.nonzero()
             shares = of_pairs[present] / np.array(pixels)[present // width]
@@ -427,7 +427,7 @@ class _Kept(NamedTuple):
 class AnswerContents(NamedTuple):
     """Items of an answer (objects, segments, classes), an array each: class ids, scores, areas in pixels and so on.
 
-    Scores are NaN where unknown; other amounts are None where the answers have none. A class may have several items.
+    Scores are NaN where unknown; other amounts are None if the answers lack them. A class may have several items.
     Nothing here refers to the answer's large arrays.
     """
 

@@ -1,9 +1,9 @@
 """A cascade's rule: the score of a light answer, and what of a pipeline with two tiers must fit.
 
-Scores reach from 0 to 1, and the heavy network is asked where one is at least the threshold. confidence is one less the
-mean probability of what was answered; area is one less the side of the smallest region, were it a square, as a share of
-the image's; class is the score of the surest region of the cascade's classes, 1 where that is unknown. An answer that
-shows nothing tells nothing of its confidence or areas: its score is 1. In a map of classes each class is one region.
+Scores reach from 0 to 1, and the heavy network is called if a score is at least the threshold. confidence is one less
+the mean probability of what was answered; area is one less the side of the smallest region, were it a square, as a
+share of the image's; class is the score of the surest region of the cascade's classes, 1 where that is unknown. An
+answer that shows nothing has no confidence or areas: its score is 1. In a map of classes each class is one region.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LIGHT, HEAVY = TIERS
 TIER: Final = "cascade"
-"""Parameter by which an agent asks one network alone."""
+"""Parameter by which an agent calls one network alone."""
 
 
 def light_score(cascade: Cascade, answer: Answer, pipeline: Pipeline, image: ResizeTransform) -> float:

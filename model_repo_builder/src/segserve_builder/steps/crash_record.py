@@ -68,7 +68,7 @@ class CrashRecord:
         return self._recorded(_OPENING, member)
 
     def opened(self, member: str, failure: str | None = "") -> None:
-        """Tell the agent that `member` is open, or why it cannot be; None: it went."""
+        """Report to the agent that `member` is open, or why it cannot be; None: it went."""
         if self._opened is None or self._told.get(member) == failure:
             return
         line = json.dumps({"member": member, "failure": failure}).encode() + b"\n"
@@ -147,7 +147,7 @@ def _folder(repository: Path) -> Path:
 
 
 def _identity(pid: int) -> str:
-    """Return what tells a process from a later one of its number."""
+    """Return what distinguishes a process from a later one of its number."""
     return f"{pid} {_stat(pid)[19]}"
 
 

@@ -26,9 +26,9 @@ FEW_CLASSES: Final = 8
 def encode(value: Any, pipeline: Pipeline, request: RequestOptions, wanted: frozenset[str]) -> dict[str, NDArray[Any]]:
     """Return the `wanted` public outputs of the task, by name; REVISION is not among them.
 
-    Types and shapes are those of the wire contract: BYTES tensors are object arrays of bytes, empty if the encoding
-    puts its answer into another output. Only wanted outputs are computed. Raises `BadImageError` if a request sets an
-    encoding for a task without masks.
+    Types and shapes follow the wire contract: BYTES tensors are object arrays of bytes, empty if the encoding puts its
+    answer into another output. Only `wanted` outputs are computed. Raises `BadImageError` if a request sets an encoding
+    for a task without masks.
     """
     makers = MAKERS[type(value)](value, pipeline, request)
     return {name: make() for name, make in makers.items() if name in wanted}

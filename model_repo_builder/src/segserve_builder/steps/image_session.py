@@ -23,7 +23,7 @@ _SUCCESSES: Final = 64
 LONG_S: Final = 1.0
 """Time from which on an image does not take the last place."""
 PATIENCE_S: Final = 2.0
-"""Time that such an image waits for another place since there is none."""
+"""Time that such an image waits for another place, from the moment when there is none."""
 _LIKE: Final = 0.8
 """Fraction of the largest image's pixels from which on an image says how long the largest takes."""
 
@@ -63,7 +63,7 @@ class ImageSession:
         return_freed_memory()
 
     def _of_one_thread(self) -> NetworkSession | None:
-        # Who comes while it is opened does not wait.
+        # Images that arrive while it is opened do not wait.
         if self._narrow is None and not self._is_too_large and self._opening.acquire(blocking=False):
             try:
                 if self._narrow is None:
@@ -138,7 +138,7 @@ class Turns:
 
 
 class Places:
-    """Keeps the last of some places free of images that take long, so that nobody's images keep others waiting.
+    """Keeps the last of some places free of images that take long, so that no caller's images keep others waiting.
 
     How long an image takes follows from its pixels and the time of the largest one so far. `clock` returns seconds.
     """
@@ -152,7 +152,7 @@ class Places:
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Take a place for an image, once there is one; raises `BusyError` if there is none in time."""
+        """Take a place for an image, once there is one; raises `BusyError` if none becomes free in time."""
         expected_s = self._largest_s * pixels / self._largest
         is_long = expected_s > LONG_S
         if is_long:
@@ -171,7 +171,7 @@ class Places:
 
     def _take(self, pixels: int, expected_s: float) -> None:
         with self._changed:
-            # All who find no place wait for the same time together: each would keep others waiting for as long.
+            # All images without a place wait for the same time together: each would keep others waiting for as long.
             patience_s = (
                 self._full_since_s + PATIENCE_S - self._clock() if self._long == self._most_long else PATIENCE_S
             )

@@ -24,7 +24,7 @@ def measure(pixels: NDArray[Any]) -> ImageStatistics:
     What cannot be shared, as in a black image, is shared in halves.
     """
     # Not a numba kernel: `pre` needs no other one, and numba takes 100 MiB of each of its processes. Calls are few, and
-    # reductions not those of arrays' methods: between two requests all code has left the processor's caches, and a call
+    # reductions are not arrays' methods: between two requests all code has left the processor's caches, and a call
     # takes several times as long as in a loop.
     height, _, channels = pixels.shape
     row_step = -(-height // GRID)

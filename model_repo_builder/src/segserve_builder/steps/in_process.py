@@ -1,4 +1,4 @@
-"""Runs a model's whole pipeline in this process with ONNX Runtime; answers equal those of its servers."""
+"""Runs a model's whole pipeline in this process with ONNX Runtime; answers equal its servers' answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InProcessModel:
         engine: Engine | None = None,
         gpu: int | None = None,
     ) -> None:
-        """Load the network's file, and those of the pipeline's second and light network if it has them.
+        """Load the network's file, and the files of the pipeline's second and light network if it has them.
 
         `engine` and `gpu` run the networks whatever the pipeline says: this machine need not have what servers have.
         """
@@ -82,7 +82,7 @@ class InProcessModel:
     def answer(self, image: bytes, request: RequestOptions) -> dict[str, NDArray[Any]]:
         """Return every public output but REVISION for one encoded image.
 
-        Dtypes and shapes are those of the wire contract.
+        Dtypes and shapes follow the wire contract.
         """
         if self._light is not None and self.pipeline.cascade is not None:
             score, outputs = self._light.scored(image, request, self.pipeline.cascade)
@@ -100,7 +100,7 @@ class InProcessModel:
     def score(self, image: bytes) -> float | None:
         """Return how unlike its usual images the pipeline's `out_of_distribution` takes one encoded image to be.
 
-        None if its answer tells nothing, or if the pipeline judges no images.
+        None if its answer shows nothing, or if the pipeline judges no images.
         """
         if self._unlike is None:
             return None

@@ -34,7 +34,7 @@ def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
 
 
 def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:
-    """Return the tensors of the network's step: those of the network, with free sizes if it runs over tiles.
+    """Return the tensors of the network's step: the network's own, with free sizes if it runs over tiles.
 
     Raises `PipelineError` if the pipeline's inference steps do not fit each other, the family, or a network with a
     fixed input size.

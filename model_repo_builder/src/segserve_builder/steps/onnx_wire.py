@@ -17,7 +17,7 @@ MAX_EXPANDED_BYTES: Final = 128 * 2**20
 
 MESSAGE_BYTES: Final = 256
 FIELD_BYTES: Final = 32
-"""Cost of a text or a single number: more than the memory it takes, as it is counted too, which takes time."""
+"""Cost of a text or a single number: more than its memory, as counting it also takes time."""
 PACKED_BYTES: Final = 8
 MAX_DEPTH: Final = 100
 """Nesting of messages that protobuf itself allows."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from segserve_builder.steps.answer_metrics import Answer
 
 MOST_LOGITS: Final = 2**14
-"""Logits that are looked at, those of all classes for each cell of a grid."""
+"""Logits that are looked at: of all classes for each cell of a grid."""
 
 
 class FlaggedImageError(BadImageError):
@@ -52,7 +52,7 @@ def check_score(score: OutOfDistributionScore, kind: ValueType, *, scored: bool 
 
 
 def score_of(score: OutOfDistributionScore, answer: Answer, image: ImageStatistics | None) -> float | None:
-    """Return an image's score; None where there is nothing to tell it from, as in an answer without objects.
+    """Return an image's score; None if there is no evidence for it, as in an answer without objects.
 
     `image` are the statistics that detail is one of.
     """
@@ -101,7 +101,7 @@ def _doubt(confidences: NDArray[Any], weights: NDArray[Any] | None = None) -> fl
 
 
 def _sampled(logits: Logits) -> NDArray[Any]:
-    """Return the logits (C, h, w) of a grid of cells that the image covers; of a sigmoid those of both classes."""
+    """Return the logits (C, h, w) of a grid of cells that the image covers; for a sigmoid those of both classes."""
     import numpy as np
 
     channels, height, width = logits.values.shape

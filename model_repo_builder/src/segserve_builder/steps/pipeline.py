@@ -78,7 +78,7 @@ def _identity(name: str, stage: Stage) -> dict[str, Any]:
 
 
 class SecondNetwork(FrozenModel):
-    """A second network that finds instances in the same input; `runtime` defaults to that of the first."""
+    """A second network that finds instances in the same input; `runtime` defaults to the first network's."""
 
     artifact_sha256: Sha256
     family: str
@@ -192,7 +192,7 @@ class Pipeline(FrozenModel):
 
     @property
     def networks(self) -> tuple[Pipeline, ...]:
-        """The pipeline itself, and that of the second network if there is one."""
+        """The pipeline itself, and the second network's pipeline if there is one."""
         return (self,) if self.second is None else (self, self.second)
 
     @property

@@ -68,8 +68,8 @@ class Postprocess:
         frame: Frame | None = None,
         observe: Callable[[Any], object] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return the public outputs named in `wanted` for one image; those about revision, stream and scores of images
-        are not made here.
+        """Return the public outputs named in `wanted` for one image, except those about revision, stream and
+        scores.
 
         `outputs` are the network's, by their own names, with a batch of one; they may be read-only. `guide` is the
         image at the network's resolution, for a pipeline that needs it (`Logits.guide`); `second` are the outputs of
@@ -91,7 +91,7 @@ class Postprocess:
         second: Mapping[str, NDArray[Any]] | None = None,
         frame: Frame | None = None,
     ) -> Any:
-        """Return the answer to one image as a value; arguments and errors are those of a call."""
+        """Return the answer to one image as a value; arguments and errors are as for a call."""
         self._check_request(request)
         instances = None
         if self._second is not None and second is not None:
@@ -218,7 +218,7 @@ def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:
 
 
 def slice_of_parameters(parameters: Mapping[str, Any]) -> str:
-    """Return the label by which a request says where its image comes from, empty if it has none."""
+    """Return the label by which a request says where its image comes from, empty without one."""
     # Straight to Triton, a header's name keeps its capitals.
     given = {name.lower(): value for name, value in parameters.items()}
     return str(next((given[name] for name in _OF_SLICES if given.get(name)), ""))

@@ -34,8 +34,8 @@ class NetworkInput:
     """One image as the network gets it.
 
     `tensor` is a batch of one in the network's dtype and layout, `transform` where the image lies in it, `guide` the
-    image within it, without padding, uint8 (inner_height, inner_width, 3), and `statistics` those of the image as
-    decoded, where they were asked for.
+    image within it, without padding, uint8 (inner_height, inner_width, 3), and `statistics` describe the image as
+    decoded, if they were requested.
     """
 
     tensor: NDArray[Any]

@@ -1,4 +1,4 @@
-"""The wire contract's table: the tensors that callers send, and those of the answer by task."""
+"""The wire contract's table: the tensors that callers send, and the tensors of the answer by task."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NETWORK_INPUT: Final = "NETWORK_INPUT"
 REVISION: Final = "REVISION"
 
 CONTINUED: Final = TensorSpec("CONTINUED", "INT32", (1,))
-"""Output of models that keep streams: 1 if the server knew earlier frames of the image's stream, else 0."""
+"""Output of models that keep streams: 1 if the server has kept earlier frames of the image's stream, else 0."""
 
 OUT_OF_DISTRIBUTION: Final = TensorSpec("OUT_OF_DISTRIBUTION", "FP32", (None,))
-"""Output of models that flag images: score and threshold; empty where there is nothing to tell the score from."""
+"""Output of models that flag images: score and threshold; empty if there is no evidence for a score."""
 
 _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))

@@ -217,7 +217,7 @@ class Arena:
     largest: int = 0
 
     def is_much_smaller(self, size: int) -> bool:
-        """Tell whether an input of this size should give memory back."""
+        """Return whether an input of this size should give memory back."""
         over = size * MUCH_SMALLER <= self.largest
         self.largest = size if over else max(self.largest, size)
         return over
@@ -357,7 +357,7 @@ def share_sessions() -> None:
 
     ort.set_global_thread_pool_sizes(available_cpus(), 1)
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    # It grows by what is asked for: by doubling, a process of many small networks would keep much more than it uses.
+    # It grows by what is requested: by doubling, a process of many small networks would keep much more than it uses.
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
@@ -374,12 +374,12 @@ def open_session(
 ) -> Any:
     """Return ONNX Runtime's session of a file on the GPU of that number, or on the CPU.
 
-    0 threads are those of the container's limit, or else what ONNX Runtime takes of the machine. A `shared` session has
+    0 threads means the container's limit, or else what ONNX Runtime takes of the machine. A `shared` session has
     no arena and no threads of its own; `share_sessions` was called before. With a folder for `engines` TensorRT runs
     what it has kernels for, and CUDA the rest. Raises `EngineError` if the session cannot run there: ONNX Runtime
     itself would take the CPU.
     """
-    # Its builds report what they run; what is served is nobody else's business. It reads this when it is imported.
+    # Its builds report what they run; what is served is private. It reads this when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

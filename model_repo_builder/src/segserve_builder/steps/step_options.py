@@ -32,9 +32,9 @@ class StepOptions(FrozenModel):
 
 
 class PreOptions(StepOptions):
-    """All that decoding and preprocessing depend on, and nothing else: equal ones are shared between models.
+    """Exactly the options that decoding and preprocessing depend on: equal ones are shared between models.
 
-    `stage_versions` are those of `preprocess`, item by item.
+    `stage_versions` are the versions of `preprocess`, item by item.
     """
 
     step_version: Literal[1] = 1
@@ -65,9 +65,9 @@ class PreOptions(StepOptions):
 class NetOptions(StepOptions):
     """How the network's file is run.
 
-    `layout` is that of its input; outputs that have no batch (`batched` is False) get one of one. `inference_versions`
-    are those of `inference`, item by item; a step that runs the network more than once an image does so with at most
-    `max_batch_size` at a time. Without an `engine` it is ONNX Runtime.
+    `layout` is its input's; outputs that have no batch (`batched` is False) get a batch of one. `inference_versions`
+    are the versions of `inference`, item by item; a step that runs the network more than once an image does so with at
+    most `max_batch_size` at a time. Without an `engine`, ONNX Runtime runs it.
     """
 
     step_version: Literal[1] = 1
@@ -105,7 +105,7 @@ class NetOptions(StepOptions):
 
 
 class HeavyOptions(FrozenModel):
-    """How the last step of a light network asks the heavy one.
+    """How the last step of a light network calls the heavy one.
 
     `model` is the name of its ensemble, which gets at most `max_requests` at a time, while `max_queue_size` wait.
     """
@@ -119,7 +119,7 @@ class HeavyOptions(FrozenModel):
 class PostOptions(StepOptions):
     """All that turns raw outputs into an answer; it carries the revision, so it is one a revision.
 
-    `stage_versions` are those of the postprocess stages, the family's own where the pipeline lists none.
+    `stage_versions` are the versions of the postprocess stages, the family's own if the pipeline lists none.
     """
 
     step_version: Literal[1] = 1
@@ -134,7 +134,7 @@ class PostOptions(StepOptions):
 
     @property
     def measures(self) -> bool:
-        """Whether the first step tells the last one what it measured."""
+        """Whether the first step passes its measurements to the last one."""
         return self.metrics.answers or self.pipeline.scores_detail
 
     @classmethod
@@ -158,7 +158,7 @@ class PostOptions(StepOptions):
 
 
 class PipelineOptions(StepOptions):
-    """The options of a step that is all of a model: those of the steps that it runs one after the other."""
+    """The options of a step that is all of a model: the options of the steps that it runs one after the other."""
 
     step_version: Literal[1] = 1
     pre: PreOptions

@@ -27,7 +27,7 @@ class Frame:
 
 
 class Streams:
-    """The histories of at most `most` streams by their sequence ids. `now` tells seconds that never go back."""
+    """The histories of at most `most` streams by their sequence ids. `now` returns seconds that never go back."""
 
     def __init__(self, most: int, max_idle_s: float, now: Callable[[], float]) -> None:
         self._most, self._max_idle_s, self._now = most, max_idle_s, now
@@ -42,7 +42,7 @@ class Streams:
         return len(self._kept)
 
     def frame(self, stream: int | str, flags: int, number: int | None) -> Frame | None:
-        """Return the next frame of a stream, or None for a request that names none (0, or no text)."""
+        """Return the next frame of a stream, or None for a request without a stream (0, or no text)."""
         if not stream:
             return None
         self._forget_idle()
@@ -53,7 +53,7 @@ class Streams:
 
     def keep(self, stream: int | str, flags: int, frame: Frame) -> None:
         """Keep what an answered frame leaves, unless it was its stream's last."""
-        # Taken out in any case: the order of the streams is that of their last frames.
+        # Taken out in any case: streams are in the order of their last frames.
         self._kept.pop(stream, None)
         if flags & ENDS or frame.history is None:
             return

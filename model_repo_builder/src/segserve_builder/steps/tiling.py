@@ -103,7 +103,7 @@ def answers(
 
 
 def merged(plan: TilePlan, logits: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the logits, float32 (C, h, w), of the whole image from those of its tiles, float32 (C, th, tw).
+    """Return the logits, float32 (C, h, w), of the whole image from its tiles' logits, float32 (C, th, tw).
 
     Beside the result it takes memory for the weights of one row of tiles. Raises `PipelineError` if the shapes do not
     fit the plan.
