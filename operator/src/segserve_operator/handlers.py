@@ -37,7 +37,7 @@ def settings_of(view: View) -> kopf.OperatorSettings:
     settings.watching.server_timeout = 600
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = 70
-    # All 10,000 models at once take hundreds of MiB, and so do 500 ConfigMaps of anybody.
+    # All 10,000 models at once take hundreds of MiB, and so do 500 ConfigMaps of any author.
     settings.watching.chunk_size = 50
     for kind in view.kinds:
         if labels := selector(kind):
@@ -58,7 +58,7 @@ def settings_of(view: View) -> kopf.OperatorSettings:
     settings.persistence.finalizer = "segserve.dev/kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix="kopf.segserve.dev")
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="kopf.segserve.dev")
-    settings.peering.standalone = True  # who may write is the Lease's to say; peers would freeze each other
+    settings.peering.standalone = True  # the Lease decides which process may write; peers would freeze each other
     settings.scanning.disabled = True  # the kinds are known, and a namespaced operator may not look for others
     return settings
 

@@ -79,7 +79,7 @@ class Operator:
         return (None,) if self.settings.cluster_wide else self.settings.namespaces or (None,)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Work until told to stop; then let the Lease go, so that a successor begins at once."""
+        """Work until stopped; then let the Lease go, so that a successor begins at once."""
         await self._fill()
         renewing = asyncio.create_task(self.lease.run(), name="lease")
         tasks = (
@@ -142,7 +142,7 @@ class Operator:
             settings=settings_of(self.view),
             namespaces=scopes,
             clusterwide=not scopes,
-            # Only peers would read it; by default kopf asks who its user is, whom an image need not know.
+            # Only peers would read it; by default kopf looks up its user's name, which an image may not have.
             identity=cast("Any", self.settings.pod_name),
             stop_flag=stopping,
         )
@@ -157,7 +157,7 @@ class Operator:
     def _trouble(self) -> str | None:
         """Return why a new process would do better: this one has not even tried to see the cluster for long.
 
-        An API server that does not answer is no reason: a new process would not know what this one still does.
+        An API server that does not answer is no reason: a new process would not have what this one still has.
         """
         age_s = time.monotonic() - self.tried_at_s
         return f"the last try to read the cluster ended {age_s:.0f} s ago" if age_s > SILENCE_S else None

@@ -48,7 +48,7 @@ log = logging.getLogger("segserve")
 class Dependencies:
     """Dependencies of passes beside the objects of the API.
 
-    `notifier` sends notifications, `services` are those that gates ask. If `prometheus` is an address,
+    `notifier` sends notifications, `services` are the ones that gates call. If `prometheus` is an address,
     gateways' counters come from there.
     """
 
@@ -124,7 +124,7 @@ class PoolReconciler:
             log.warning("%s/%s: %s", key.namespace, key.pool, line)
         models = await store.models()
         tidied += await store.keep_notes(models)
-        # Statuses tell what failed in the next pass.
+        # Statuses report what failed in the next pass.
         writes = len(actions) + tidied + (attempts != _attempts(cache.failures))
         now_s = self._clock()
         self._dependencies.metrics.observe_pass(key, models, cache.rollout_cache)
@@ -182,9 +182,9 @@ def _attempts(failures: Mapping[tuple[str, str], EffectFailure]) -> dict[tuple[s
 
 
 async def keep_routes(api: Api, view: View, contexts: PoolContexts, key: PoolKey) -> int:
-    """Apply a pool's routes, delete those that it asks for no longer, and return the number of writes.
+    """Apply a pool's routes, delete routes that it no longer specifies, and return the number of writes.
 
-    On a cluster that has no Gateway API nothing is written, and a pool that asks for routes is told in the log.
+    On a cluster without the Gateway API nothing is written, and a pool that specifies routes is reported in the log.
     """
     context = contexts.get(key)
     if context is None:

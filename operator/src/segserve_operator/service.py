@@ -85,7 +85,7 @@ class RolloutCache:
     `stored` what the store had in the last pass. `watches` are the last hour of each model's SLO, `drifts` comparisons
     with references. `at_rest` is True if the last pass found nothing that becomes due as time passes, `rest` the models
     that it found settled. `repeats` are the actions that were taken, and `repeat_s` is when the first of those that
-    passes want again is due (Unix seconds).
+    passes require again is due (Unix seconds).
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -282,8 +282,8 @@ class Service:
     async def run_once(self) -> tuple[Action, ...]:
         """Make one pass and return the actions taken, none if the world is as desired.
 
-        An action that fails holds what depends on it and nothing else; it is kept in `failures`, which the next pass
-        tells in statuses, and tried again after a delay. Raises the error of an API that answers nothing, or that lets
+        An action that fails holds only what depends on it; it is kept in `failures`, which the next pass reports in
+        statuses, and retried after a delay. Raises the error of an API that answers nothing, or that lets
         this process write no more.
         """
         world = without_refused_revisions(await self.observe())
@@ -325,13 +325,13 @@ class Service:
             await outcome.attempt(effect, self._apply(effect))
 
     def _keep_failures(self, outcome: _Outcome) -> None:
-        """Keep what failed, and forget what succeeded or is not wanted any more."""
+        """Keep what failed, and forget what succeeded or is no longer required."""
         if not self.failures and not outcome.errors:
             return
         world = outcome.world
         revisions = {model.wanted.assigned.revision for model in world.models if model.wanted is not None}
         for key, failure in [*self.failures.items()]:
-            # A spec that counts as unreadable meanwhile asks for no revision.
+            # A spec that counts as unreadable meanwhile requires no revision.
             waits = failure.kind == "SaveRevision" and failure.subject not in revisions and not is_over(failure, world)
             if key not in outcome.wanted and not waits:
                 del self.failures[key]

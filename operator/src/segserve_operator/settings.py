@@ -1,4 +1,4 @@
-"""The only reader of the environment: what the operator is told when it starts."""
+"""The only reader of the environment: the operator's settings when it starts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class OperatorSettingsError(ValueError):
 class OperatorSettings(Defaults):
     """Settings of the operator, among them the defaults of fields that a pool's spec leaves out.
 
-    `namespaces` are those to work in, all if there is none; if `cluster_wide`, all are read, and those with the label
+    `namespaces` are the ones to work in, all if empty; if `cluster_wide`, all are read, and namespaces with the label
     `segserve.dev/enabled=true` are worked in as well. `triton_version` is NVIDIA's release of the Triton in
-    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`.
-    Gates may ask `gate_hosts` and notifications call `notification_hosts` (hosts or networks; all at public addresses
-    if there are none); the worker that does so listens at `worker_socket` as the user `worker_user` (the operator's own
-    if it is None), and is a child of the operator if there is no socket.
-    The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity `pod_name`, which is unique.
-    The counters of gateways are read from the gateways, or from the Prometheus at `samples_prometheus` if it is set.
+    `server_image` (26.04). Relative URIs of models are relative to `artifact_base`. Gates may call `gate_hosts` and
+    notifications `notification_hosts` (hosts or networks; all at public addresses if empty); the worker that does so
+    listens at `worker_socket` as the user `worker_user` (the operator's own if it is None), and is a child of the
+    operator if there is no socket. The holder of the Lease `lease_name` in `lease_namespace` leads, under the identity
+    `pod_name`, which is unique. The counters of gateways are read from the gateways, or from the Prometheus at
+    `samples_prometheus` if it is set.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ def _flag(text: str) -> bool:
 
 
 def _user(text: str) -> int | None:
-    """Return a user's number other than root's, None for `cluster`."""
+    """Return a user's number, which is not root's, or None for `cluster`."""
     number = _matching(r"cluster|[1-9][0-9]{0,9}", "a number from 1, or 'cluster'")(text)
     return None if number == "cluster" else int(number)
 

@@ -33,7 +33,7 @@ log = logging.getLogger("segserve")
 class ReconcileResult:
     """Result of a pass: the number of writes, and the seconds until the next pass is due without an event.
 
-    `at_rest` tells whether nothing becomes due as time passes.
+    `at_rest` says whether nothing becomes due as time passes.
     """
 
     writes: int
@@ -53,7 +53,7 @@ class Observer(Protocol):
 class Worker(Generic[Key]):
     """A queue of keys and a task for each. It does not matter which event enqueued a key; events before a pass are one.
 
-    `run_pass` reconciles a key; `wanted` tells whether there is still anything to reconcile for it; `may_run` tells
+    `run_pass` reconciles a key; `wanted` says whether there is still anything to reconcile for it; `may_run` says
     whether this process is the leader now.
     """
 
@@ -107,7 +107,8 @@ class Worker(Generic[Key]):
                 now_s = self.clock()
                 busy, wrote_s = max(0.0, busy - (now_s - wrote_s)) + 1, now_s
                 # A key that never settles is a bug of ours; limit what it costs the API server to about a pass a
-                # second. Many models, each of which has something to write, are none: they must not slow each other.
+                # second. Many models, each of which has something to write, are not a bug: they must not slow each
+                # other.
                 if busy > CALM_PASSES:
                     delay_s = BUSY_BACKOFF.delay_s(math.ceil(busy - CALM_PASSES))
             await self.sleep(delay_s)

@@ -26,20 +26,19 @@ DISAGREEMENTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0
 LEAST_DISAGREEMENTS: Final = np.array((0.0, *DISAGREEMENTS))
 """The least disagreement of each bin."""
 SHIFTS: Final = (-0.5, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects less that of stable's."""
+"""Edges of bins of a pair's shift of confidence, the mean score of the candidate's objects minus stable's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Requests of which both revisions were asked at the same moment. All arrays have the same leading axes.
+    """Requests that were sent to both revisions at the same moment. All arrays have the same leading axes.
 
     failed [..., 2, 2]: pairs by whether stable failed (0, 1) and whether the candidate did. ratios [..., R + 1]: pairs
-    in which both answered, by the candidate's latency divided by stable's; bin i holds those of at least
+    in which both answered, by the candidate's latency divided by stable's; bin i holds ratios of at least
     `RATIOS[i - 1]` and less than `RATIOS[i]`. disagreements [..., D + 1]: pairs whose answers were compared, by how
     much they differ, in bins between `DISAGREEMENTS`. callers [...]: requests of callers meanwhile, which are in no
-    other number of the window. baseline [..., D + 1]: two
-    answers of stable alone to the same request, by how much they differ. shifts [..., S + 1]: pairs whose answers have
-    scores, by the shift of confidence, in bins between `SHIFTS`.
+    other number of the window. baseline [..., D + 1]: two answers of stable alone to the same request, by how much they
+    differ. shifts [..., S + 1]: pairs whose answers have scores, by the shift of confidence, in bins between `SHIFTS`.
     """
 
     failed: Floats
@@ -69,11 +68,11 @@ class EvidenceWindow:
 
     seconds [...]: length of the window. requests [..., 2]: attempts that ended, of stable (0) and candidate (1). A
     retried request counts twice. errors [..., 2]: attempts among them that failed with a server error. latencies [...,
-    2, K + 1]: answers by latency. Bin i holds those of at least `edges[i - 1]` and less than `edges[i]` ms; the last
+    2, K + 1]: answers by latency. Bin i holds answers of at least `edges[i - 1]` and less than `edges[i]` ms; the last
     bin also holds requests that timed out, that their callers gave up, or that hang: the latter as soon as they hang,
     and not again when they end. Failures without a server's answer are in no bin, so that the sum may be less than
-    `requests` or, while requests hang, more. pairs: of a window in which both revisions were asked the same (Shadow),
-    what the pairs say; requests, errors and latencies are then those of the pairs, and of no caller.
+    `requests` or, while requests hang, more. pairs: in a window in which both revisions got the same requests (Shadow),
+    what the pairs say; requests, errors and latencies are then the pairs', and no caller's.
     """
 
     seconds: Floats
@@ -89,7 +88,7 @@ class EvidenceWindow:
 
     @classmethod
     def of_pairs(cls, seconds: Floats, latencies: Floats, pairs: Pairs) -> EvidenceWindow:
-        """Return the window in which both revisions were asked the same (no leading axes)."""
+        """Return the window in which both revisions got the same requests (no leading axes)."""
         failed = pairs.failed
         errors = np.array([failed[1].sum(), failed[:, 1].sum()])
         return cls(seconds, np.full(2, failed.sum()), errors, latencies, pairs)
@@ -123,7 +122,7 @@ class Judgement:
 
     @classmethod
     def of_evidence(cls, breach: Floats, enough: Bools | None = None) -> Judgement:
-        """Return the judgement of a gate that has evidence and knows nothing else, such as harm or an incident."""
+        """Return the judgement of a gate that has evidence alone, without harm or an incident."""
         nothing, no = np.zeros(np.shape(breach)), np.zeros(np.shape(breach), bool)
         return cls(
             breach=breach,
@@ -137,5 +136,5 @@ class Judgement:
         )
 
     def __post_init__(self) -> None:
-        # Rules know no surge, and their judgements have the same axes as others.
+        # Rules have no surge, and their judgements have the same axes as others.
         object.__setattr__(self, "surging", np.broadcast_to(self.surging, np.shape(self.settling)))

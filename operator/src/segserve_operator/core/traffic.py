@@ -27,8 +27,8 @@ class Endpoint:
 class Share:
     """A group and the revision it holds get `weight` of 100 requests.
 
-    With the weight 0 it is known to the gateway, which can then send it requests from one moment to the next; until
-    then only our own come, which name the group.
+    With the weight 0 the gateway has it, and can send it requests from one moment to the next; until then only our
+    own come, which name the group.
 
     `endpoints` are the group's servers whose agents report that very revision loaded and proved; with none, its
     requests get 503. `max_requests` may be in flight at once over each protocol; more get 503 at once.
@@ -67,7 +67,7 @@ class AccessRule:
     """Callers who may use a model.
 
     They have a token (of `issuer`, or of any) whose `claim` is one of `values` or contains one, an API key of one of
-    the names `keys`, a certificate with one of the names `certificates`, or any credentials; ANONYMOUS is everybody.
+    the names `keys`, a certificate with one of the names `certificates`, or any credentials; ANONYMOUS is any caller.
     """
 
     claim: str = ""
@@ -78,7 +78,7 @@ class AccessRule:
     callers: Callers | None = None
 
     def can_admit(self, taken: frozenset[CredentialKind]) -> bool:
-        """Return whether the rule admits anybody at a gateway that takes credentials of these kinds."""
+        """Return whether the rule can admit a caller at a gateway that takes credentials of these kinds."""
         if self.callers is not None:
             return self.callers is Callers.ANONYMOUS or bool(taken)
         kinds = {CredentialKind.TOKEN: self.values, CredentialKind.KEY: self.keys}
@@ -106,7 +106,7 @@ class RouteLimits:
 class RouteAffinity:
     """Where a model's requests of one id go: to one revision, and to one server of its group.
 
-    `last` is the group whose revision is to have all requests in the end, empty if there is none: ids that are on it
+    `last` is the group whose revision is to have all requests in the end, or empty: ids that are on it
     stay there as its weight grows. Ids are in another order for each `salt`, so that not always the same ones are the
     first; servers are chosen without it.
     """
@@ -117,11 +117,10 @@ class RouteAffinity:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Requests of callers that two groups are asked too, beside the callers' way, for comparison; callers see nothing
-    of it.
+    """Requests of callers that are also sent to two groups, for comparison; callers see nothing of it.
 
-    `percent` of the inference requests are copied to the comparator of the gateway, which asks both groups at most
-    `requests_per_s` of them. has_baseline: stable is also compared with itself.
+    `percent` of the inference requests are copied to the comparator of the gateway, which sends at most
+    `requests_per_s` of them to both groups. has_baseline: stable is also compared with itself.
     """
 
     stable: str
@@ -136,10 +135,10 @@ class Route:
     """A model's requests, split over its shares; the weights sum to 100.
 
     `steps` are the names of the composing models that the heaviest share's group holds; clients such as
-    perf_analyzer ask for their configuration. `exposed` names the bare networks that are public. `access` says who may
-    use the model: any of these callers, nobody if it is empty, and whoever the gateway takes if it is None. Without an
-    `affinity` each request goes its own way. With a `mirror`, some are compared; with `keeps_pairs`, what was compared
-    before may be kept in memory for a person to look at. With `capture`, samples of some are kept.
+    perf_analyzer request their configuration. `exposed` names the bare networks that are public. `access` says who may
+    use the model: any of these callers, no caller if it is empty, and any caller that the gateway admits if it is None.
+    Without an `affinity` each request goes its own way. With a `mirror`, some are compared; with `keeps_pairs`, what
+    was compared before may be kept in memory for a person to look at. With `capture`, samples of some are kept.
     """
 
     model: str

@@ -72,7 +72,7 @@ class PlanShards:
 
 
 def _sharing(plan: TrafficPlan, former: TrafficPlan | None) -> TrafficPlan:
-    """Return an equal plan with the former routes where these are equal: whoever compares the two does so at once."""
+    """Return an equal plan with the former routes where these are equal: a comparison of the two is then immediate."""
     known = {route.model: route for route in former.routes} if former is not None else {}
     routes = (old if (old := known.get(route.model, route)) == route else route for route in plan.routes)
     return replace(plan, routes=tuple(routes))

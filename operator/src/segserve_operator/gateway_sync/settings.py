@@ -47,7 +47,7 @@ class TlsOptions(BaseModel):
 
 
 class GatewaySettings(BaseModel):
-    """The value of `SEGSERVE_GATEWAY`; tests set the addresses too."""
+    """The value of `SEGSERVE_GATEWAY`; tests also set the addresses."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 

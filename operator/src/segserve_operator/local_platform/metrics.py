@@ -167,7 +167,7 @@ class LocalMetrics(Collector):
         texts = await gather_few(map(_server_metrics, folders))
         groups = await self._fleet.groups()
         for folder, text in zip(folders, texts, strict=True):
-            # A group is one server here: rules and dashboards know it by its pod.
+            # A group is one server here: rules and dashboards identify it by its pod.
             labels = {**pool, "group": folder.name, "pod": folder.name}
             whole.add(text, labels)
             whole.add(_agent(folder, groups.get(folder.name)), labels)

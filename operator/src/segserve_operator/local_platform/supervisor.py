@@ -112,7 +112,7 @@ class FasterTraffic:
 class Supervisor:
     """Runs a pass of the service after each change of a file, and at least once a second.
 
-    Decisions are made by a clock that is `speed` times as fast; servers, gateway and checks know nothing of it.
+    Decisions are made by a clock that is `speed` times as fast; servers, gateway and checks are unaffected.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Supervisor:
                 last_mtimes, passed_s = mtimes, time.monotonic()
                 if await self._pass():
                     passed_s = float("-inf")  # its writes may allow further actions at once
-            if read_platform(self.state) is None:  # somebody damaged the record: commands would not find this platform
+            if read_platform(self.state) is None:  # the record was damaged: commands would not find this platform
                 with contextlib.suppress(OSError):
                     self._write_record(observed=True)
             if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:

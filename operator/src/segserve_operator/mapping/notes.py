@@ -30,7 +30,7 @@ def metadata_of(note: RevisionNote) -> dict[str, dict[str, str]]:
 
 
 def note_of(metadata: Mapping[str, Any]) -> RevisionNote | None:
-    """Return the note in an object's metadata, None if there is none that can be read."""
+    """Return the note in an object's metadata, None without a readable one."""
     role = (metadata.get("labels") or {}).get(ROLE_LABEL)
     text = (metadata.get("annotations") or {}).get(ROLE_ANNOTATION)
     if role not in get_args(RoleName) or text is None:

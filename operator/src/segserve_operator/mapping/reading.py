@@ -1,4 +1,4 @@
-"""Resources that are stored, read as they were written; what cannot be read is told, and what serves goes on."""
+"""Resources that are stored, read as they were written; what cannot be read is reported, and what serves goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROLES = ("roles", "roles.stable", "roles.candidate", "roles.previous")
 
 
 def read_status(plain: Mapping[str, Any]) -> tuple[SegmentationModelStatus, FailureReason | None]:
-    """Return a model's status, and why its roles cannot be relied on: then it has none.
+    """Return a model's status, and why its roles cannot be relied on: then it has no roles.
 
     On one machine a text stands for roles that were lost with their file.
     """
@@ -78,13 +78,13 @@ def read_model(
 
 
 def read_rollout(manifest: Mapping[str, Any]) -> SegmentationRollout:
-    """Return a rollout's record; raises `ValueError` if somebody broke it."""
+    """Return a rollout's record; raises `ValueError` if it is damaged."""
     return SegmentationRollout.model_validate(
         {**_head(manifest), "spec": manifest.get("spec") or {}, "status": manifest.get("status") or {}}
     )
 
 
 def _head(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells an object apart; the rest of its metadata belongs to the API server."""
+    """Return what identifies an object; the rest of its metadata belongs to the API server."""
     name = {"name": manifest["metadata"]["name"]}
     return {**{key: manifest[key] for key in ("apiVersion", "kind") if key in manifest}, "metadata": name}

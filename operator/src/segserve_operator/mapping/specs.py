@@ -71,9 +71,9 @@ def model_status(status: ModelStatus, present: Mapping[str, Any], now: datetime)
 
 
 def access_of(manifest: Mapping[str, Any]) -> tuple[AccessRule, ...] | None:
-    """Return who may use a model: None if its spec does not say; no rule if nobody can tell, so nobody may.
+    """Return who may use a model: None if its spec does not say; no rule, and so no caller, if that cannot be read.
 
-    It is read by itself, since it also holds for what serves while the rest of the spec cannot be read.
+    It is read separately, since it also holds for what serves while the rest of the spec cannot be read.
     """
     stated = manifest["spec"].get("access")
     if stated is None:

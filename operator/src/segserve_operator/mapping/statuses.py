@@ -1,4 +1,4 @@
-"""Conversion between the core's statuses and those of resources."""
+"""Conversion between the core's statuses and the resources'."""
 
 from __future__ import annotations
 

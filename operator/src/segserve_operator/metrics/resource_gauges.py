@@ -106,7 +106,7 @@ def latency_weights(latency_ms: float) -> Iterator[tuple[float, float]]:
 
 
 class ResourceMetrics:
-    """Gauges of models and pools, which are told anew before each scrape, and of the process that decides for them."""
+    """Gauges of models and pools, which are set anew before each scrape, and of the process that decides for them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         to = registry

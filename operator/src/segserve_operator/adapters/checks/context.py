@@ -25,8 +25,8 @@ class ResourceSource(Protocol):
 class Question:
     """A request to a tenant's service.
 
-    A webhook gets `fields` as JSON, a Prometheus as a form. `pool` is the pool that asks: pools share what questions
-    take.
+    A webhook gets `fields` as JSON, a Prometheus as a form. `pool` is the pool that sends it: pools share the
+    capacity for requests.
     """
 
     kind: Literal["webhook", "promql"]
@@ -48,7 +48,7 @@ class Services(Protocol):
     """Services of tenants."""
 
     async def ask(self, question: Question) -> ServiceAnswer:
-        """Send a question and return the answer; raises `CheckError` if there is none."""
+        """Send a question and return the answer; raises `CheckError` if no answer comes."""
         ...
 
 

@@ -60,7 +60,7 @@ class InternalGateway:
         """Return all outputs of one encoded image, BYTES as arrays of bytes objects; none of an answer above 1 MiB.
 
         Raises `NotAnsweredError` if the servers fail it, and `CheckError` if it does not reach them: the gateway cannot
-        be reached, knows no such group, or has another revision there.
+        be reached, has no such group, or has another revision there.
         """
         # A stream of one frame: models of videos need it, and others ignore it.
         frame: dict[str, Parameter] = {

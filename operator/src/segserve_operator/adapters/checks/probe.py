@@ -1,6 +1,6 @@
 """Probe: requests to both groups at a steady rate while a candidate is quarantined.
 
-It asks whether servers answer at all; whether they answer well is judged by their agents, which replay the golden set
+It checks whether servers answer at all; whether they answer well is judged by their agents, which replay the golden set
 at the same time.
 """
 

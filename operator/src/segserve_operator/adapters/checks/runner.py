@@ -65,7 +65,7 @@ class BackgroundCheckRunner:
             self._tasks[key] = asyncio.create_task(self._run(key), name=f"check {key}")
 
     def check_results(self) -> Mapping[str, CheckResult]:
-        """Return the results by key; that of a running check may be partial."""
+        """Return the results by key; a running check's result may be partial."""
         return dict(self._results)
 
     async def close(self) -> None:

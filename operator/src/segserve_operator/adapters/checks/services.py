@@ -1,4 +1,4 @@
-"""Tenants' services asked by this process: a worker without credentials, and tests."""
+"""Tenants' services, called by this process: a worker without credentials, and tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DirectServices:
         self._check_address = check_address
 
     async def ask(self, question: Question) -> ServiceAnswer:
-        """Send a question and return the answer; raises `CheckError` if there is none."""
+        """Send a question and return the answer; raises `CheckError` if no answer comes."""
         is_query = question.kind == "promql"
         reply = await call(
             "POST",

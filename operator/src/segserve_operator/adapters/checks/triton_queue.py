@@ -13,7 +13,7 @@ from segserve_common.http.urls import RequestError
 
 TIMEOUT_S: Final = 3.0
 MAX_BYTES: Final = 16 * 2**20
-"""Largest text of metrics that is read: that of 2,500 models has about 8 MB."""
+"""Largest text of metrics that is read: for 2,500 models it has about 8 MB."""
 
 STEP: Final = "segserve--"
 """Prefix of the names of steps, where requests wait; the ensemble's name counts each request once."""

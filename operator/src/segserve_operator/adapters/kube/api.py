@@ -28,10 +28,10 @@ async def attempt_all(calls: Iterable[Awaitable[object]]) -> None:
 class Api(Protocol):
     """The requests of the operator. Each ends within a bounded time, and raises an `ApiError` if it fails.
 
-    Objects are JSON values as the server sends them, without `managedFields`; those of a list have `apiVersion` and
-    `kind` too. A `metadata.resourceVersion` or `metadata.uid` in a request is a precondition: `ConflictError` if the
-    object has another now. Only a uid keeps `apply` from creating a deleted object again, and only a resourceVersion
-    keeps a status from being written to another object of the same name.
+    Objects are JSON values as the server sends them, without `managedFields`; the items of a list also have
+    `apiVersion` and `kind`. A `metadata.resourceVersion` or `metadata.uid` in a request is a precondition:
+    `ConflictError` if the object has another now. Only a uid keeps `apply` from creating a deleted object again, and
+    only a resourceVersion keeps a status from being written to another object of the same name.
     """
 
     async def has(self, kind: Kind) -> bool:

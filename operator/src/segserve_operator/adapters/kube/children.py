@@ -76,7 +76,7 @@ async def _put(api: Api, key: PoolKey, manifest: Json, fence: Json | None) -> Js
     except InvalidError as error:
         _log.info("%s %s is not to be applied over what is there: %s", kind.name, name, error)
         refusal = error
-    # Somebody set an alternative to a field of ours, such as a second handler of a probe.
+    # Another client set an alternative to a field of ours, such as a second handler of a probe.
     attempts = _ATTEMPTS if fence is None else 1
     while True:
         attempts -= 1

@@ -38,7 +38,7 @@ class PoolContexts:
     _cache: dict[PoolKey, tuple[int, PoolContext, FailureReason | None]] = field(default_factory=dict)
 
     def resource(self, key: PoolKey) -> Json | None:
-        """Return the pool's resource, None if there is none or it is being deleted and nothing keeps it."""
+        """Return the pool's resource, None if it does not exist, or is being deleted and nothing keeps it."""
         resource = self.view.get(POOLS, key.namespace, key.pool)
         return None if resource is None or is_leaving(self.view, key, resource) else resource
 

@@ -10,7 +10,7 @@ from segserve_operator.mapping.quantities import number
 _AMOUNTS: Final = frozenset({"limits", "requests"})
 _AMOUNT: Final = frozenset({"sizeLimit"})
 
-# Lists whose items belong to whoever set them, by the fields that identify an item, as in the schemas of the kinds.
+# Lists whose items belong to the client that set them, by the fields that identify an item, as in the kinds' schemas.
 _KEYS: Final = {
     "containers": ("name",),
     "initContainers": ("name",),
@@ -27,7 +27,7 @@ _ADDITIVE: Final = frozenset({"tolerations"})
 """Lists that the API server replaces as a whole, but to which admission adds without a conflict of meaning."""
 
 _ALTERNATIVES: Final = frozenset({"startupProbe", "livenessProbe", "readinessProbe", "lifecycle"})
-"""Objects of which only one of several fields may be set: one that somebody else added makes ours invalid."""
+"""Objects of which only one of several fields may be set: a field that another client added makes ours invalid."""
 
 
 def covers(live: Any, desired: Any) -> bool:
@@ -45,7 +45,7 @@ def overlay(live: Any, desired: Any) -> Any:
     """Return `live` with every field of `desired`, and without what makes these invalid; items of others are kept.
 
     A server-side apply does the same, except that it keeps a second source of a volume, a second handler of a probe
-    or a second value of a variable that somebody added to ours, and is refused for it.
+    or a second value of a variable that another client added to ours, and is refused for it.
     """
     return _overlay("", live, desired)
 
@@ -85,7 +85,7 @@ def _overlay(field: str, live: Any, desired: Any) -> Any:
     if keys is None:
         return desired
     present = {_key(item, keys): item for item in live}
-    # Containers have fields of others too; an item of any other list is one value.
+    # Containers also have fields of others; an item of any other list is one value.
     nested = field in ("containers", "initContainers")
     own = {
         _key(item, keys): _overlay("", present.get(_key(item, keys), {}), item) if nested else item for item in desired

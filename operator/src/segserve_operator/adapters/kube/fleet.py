@@ -44,7 +44,7 @@ AGENT_GRACE_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PodReport:
-    """The decoded report of the pod with this `uid`; one that cannot be read has nothing else."""
+    """The decoded report of the pod with this `uid`; an unreadable report has no other fields."""
 
     uid: str = ""
     server_ready: bool = False
@@ -167,7 +167,7 @@ class ClusterFleet:
             try:
                 read = tuple(map(AssignedModel.model_validate, unpack(packed)))
             except (ValueError, TypeError):
-                return ()  # edited by somebody else; the next pass writes it again
+                return ()  # edited by another client; the next pass writes it again
             self.decoded.assignments[packed] = tuple(map(self.interner.intern, read))
         return self.decoded.assignments[packed]
 

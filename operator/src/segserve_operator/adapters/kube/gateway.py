@@ -54,8 +54,8 @@ class ClusterTraffic:
     """Publishes the plan of one pool's gateways, and observes which plan they follow.
 
     A plan is split into shards, each a plan of some of the models; the servers are in the first. `decoded` caches
-    parsed shards by their packed text, `silent` has the gateways that did not tell their counts. If `prometheus` is an
-    address, samples come from there. `clock` returns Unix time in seconds.
+    parsed shards by their packed text, `silent` has the gateways that did not report their counts. If `prometheus` is
+    an address, samples come from there. `clock` returns Unix time in seconds.
     """
 
     api: Api
@@ -108,7 +108,7 @@ class ClusterTraffic:
             try:
                 self.decoded[packed] = load_plan(unpack(packed))
             except (ValueError, TypeError, LookupError):
-                return None  # edited by somebody else; the next pass writes it again
+                return None  # edited by another client; the next pass writes it again
         return self.decoded[packed]
 
     def _pending(
@@ -230,11 +230,11 @@ def changed_models(config_map: Mapping[str, Any]) -> frozenset[str]:
         changed = read_json(((config_map.get("data") or {}).get(CHANGED_KEY) or "[]").encode())
         return frozenset(name for name in changed if isinstance(name, str))
     except (ValueError, TypeError):
-        return frozenset()  # edited by somebody else; the next pass writes it again
+        return frozenset()  # edited by another client; the next pass writes it again
 
 
 def _is_of(deployment: str, pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod belongs to a Deployment; labels do not prove it, as anybody may give them to a pod.
+    """Return whether a pod belongs to a Deployment; labels do not prove it, as any client may set them.
 
     A pod that names a ReplicaSet of the Deployment is deleted as garbage unless the uid is right as well, and then the
     Deployment counts it as its own.

@@ -64,7 +64,7 @@ class LeaderLease:
         self._clock, self._sleep, self._wall, self._jitter = clock, sleep, wall, jitter
         self._on_acquired = on_acquired
         self._renewed_at = float("-inf")
-        self._ours: Json | None = None  # as our last write left it; None once somebody else may have changed it
+        self._ours: Json | None = None  # as our last write left it; None once another process may have changed it
         self._observed: Json = {}
         self._observed_at = float("-inf")
         self._attempt_s = ATTEMPT_S
@@ -74,7 +74,7 @@ class LeaderLease:
         return self._clock() < self._renewed_at + HELD_S
 
     def remaining_s(self) -> float:
-        """Return the seconds for which nobody else can take the lease; negative if somebody could have."""
+        """Return the seconds for which no other process can take the lease; negative if one could have."""
         return self._renewed_at + DURATION_S - self._clock()
 
     async def run(self) -> None:

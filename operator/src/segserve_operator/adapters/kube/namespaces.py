@@ -18,7 +18,7 @@ ENABLED: Final = {ENABLED_LABEL: "true"}
 
 
 class EnabledNamespaces:
-    """The namespaces `named` by the settings, and those with the label `ENABLED`.
+    """The namespaces `named` by the settings, and namespaces with the label `ENABLED`.
 
     The label is a wish, which this process honours; whether it may write there is up to the namespace's RoleBinding.
     """

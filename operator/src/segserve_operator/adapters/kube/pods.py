@@ -81,7 +81,7 @@ class GatewayReport:
 
 
 def read_report(packed: str | None, pod: Mapping[str, Any]) -> GatewayReport | None:
-    """Return a gateway's report; None if there is none, only one of a former pod of that name, or no readable one."""
+    """Return a gateway's report; None if it is missing, unreadable, or of a former pod of that name."""
     if packed is None:
         return None
     try:
@@ -112,7 +112,7 @@ def _container(pod: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def pod_failure(deployment: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> FailureReason | None:
-    """Return the first failure, in the order in which pods come up; None if there is none, or none is reported yet."""
+    """Return the first failure, in the order in which pods come up; None if no failure is reported."""
     causes = (*_refused(deployment), *_unscheduled(pods), *_waiting(pods), *_failed(pods), *_lost(pods))
     return causes[0] if causes else None
 

@@ -95,7 +95,7 @@ class ReportMaps:
         )
 
     async def _use_own(self, context: PoolContext, group: str, members: list[Json]) -> int:
-        """Give each pod a ConfigMap and the right to it, then tell the agents to use them; return the writes."""
+        """Give each pod a ConfigMap and the right to it, then make the agents use them; return the writes."""
         manifests = own_report_objects(context, group, members)
         missing = [manifest for manifest, _ in find_drift(self.view, self.key, manifests)]
         await apply_differing(self.api, self.view, self.key, missing[:CREATED_AT_ONCE])
@@ -114,7 +114,7 @@ class ReportMaps:
             return 0
         stored, present = pods.reports_of(shared), {pod["metadata"]["name"] for pod in members}
         moved = [name for name in stored.keys() & present if self._own(name) is not None]
-        # The view may not list a new pod yet, so the server is asked for each.
+        # The view may not list a new pod yet, so each is requested from the server.
         asked = sorted(stored.keys() - present)[:PRUNED_AT_ONCE]
         gone = [name for name in asked if await self._is_gone(name)]
         if not moved and not gone:

@@ -49,7 +49,7 @@ class RestoreCache:
     rolled_back: dict[tuple[str, str], FailureReason | None] = field(default_factory=dict)
     adopted: set[str] = field(default_factory=set)
     kept: dict[str, tuple[ModelStatus, tuple[str, ...]]] = field(default_factory=dict)
-    """Of each model the status and the versions of the records that agreed last."""
+    """For each model, the status and the versions of the records that agreed last."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class RoleNotes:
     cache: RestoreCache
 
     async def restored(self, models: Mapping[str, ModelObserved], now_s: float) -> dict[str, ModelObserved]:
-        """Return models, by uid, with the roles that notes and rollouts' outcomes tell where the status has none."""
+        """Return models, by uid, with the roles from notes and rollouts' outcomes if the status has none."""
         for known in [key for key in self.cache.rolled_back if key[0] not in models]:
             del self.cache.rolled_back[known]
         blank = {uid: model for uid, model in models.items() if is_blank(model)}

@@ -198,7 +198,7 @@ def record_bytes(item: Json) -> int:
 
 
 def expired_records(items: Iterable[Json], room_bytes: int, most: int, keep: Collection[str]) -> list[str]:
-    """Return the names of the records that have no room, oldest first; those in `keep` are never among them."""
+    """Return the names of the records that have no room, oldest first, without the ones in `keep`."""
     # A record is never written after its rollout has ended, so versions are in the order of their ends.
     newest_first = sorted(items, key=lambda item: -int(item["metadata"]["resourceVersion"]))
     names, used = [], 0

@@ -78,7 +78,7 @@ class ClusterStore:
     _observed: dict[str, Json] = field(default_factory=dict)
 
     async def observed_pool(self) -> PoolObserved | None:
-        """Return the pool, None if there is none or it is being deleted and nothing keeps it."""
+        """Return the pool, None if it does not exist, or is being deleted and nothing keeps it."""
         resource, context = self.contexts.resource(self.key), self.contexts.get(self.key)
         if resource is None or context is None:
             return None
@@ -220,7 +220,7 @@ class ClusterStore:
                 await self._delete(record)
 
     async def drop_revision(self, revision: str) -> None:
-        """Delete a revision's record; no error if there is none."""
+        """Delete a revision's record; no error if it does not exist."""
         for record in self._records():
             if _revision_of(record) == revision:
                 await self._delete(record)
@@ -242,7 +242,7 @@ class ClusterStore:
     async def save_rollout(self, record: Record) -> None:
         """Write a rollout's record, and delete the model's oldest ones; does nothing if the model is gone.
 
-        Raises `ConflictError` if somebody changed it meanwhile.
+        Raises `ConflictError` if it was changed meanwhile.
         """
         model = self._observed.get(record.model)
         if model is not None and not is_terminating(model):

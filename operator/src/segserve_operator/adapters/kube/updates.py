@@ -40,7 +40,7 @@ def offered_update(view: View, contexts: PoolContexts, key: PoolKey) -> ServerUp
 
 
 def settings_digest(context: PoolContext) -> str:
-    """Return a digest, of 8 hex digits, of what of the pool's own spec its servers are made from.
+    """Return a digest, of 8 hex digits, of the part of the pool's own spec that its servers are made from.
 
     Fields that equal their defaults are left out, so that a field added by a later release changes no digest.
     """
@@ -56,7 +56,7 @@ def settings_digest(context: PoolContext) -> str:
 
 
 def _difference(view: View, context: PoolContext, group: str) -> str:
-    """Return what of the pods of a group an operator would make otherwise now; empty if there are none."""
+    """Return the parts of a group's pods that an operator would make differently now; empty without any."""
     live = view.get(DEPLOYMENTS, context.namespace, object_name(context.pool, group))
     if live is None:
         return ""

@@ -1,6 +1,6 @@
 """The operator's cache of the cluster: every object that it reads, as of the last event, own write or audit.
 
-Labels are anybody's to give, so they alone do not make the operator hold an object.
+Any client can set labels, so they alone do not make the operator hold an object.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class View:
     """Objects by kind, namespace and name. Of two states of an object it keeps the newer one.
 
     resourceVersions are compared as numbers, which they are on every API server (KEP-5504). Pools outside of the
-    namespaces `enabled` are read and left alone; None are all namespaces that are read. Of what is not `known` it has
-    the version alone, so that it takes no memory; None knows all.
+    namespaces `enabled` are read and left alone; None are all namespaces that are read. Objects that are not `known`
+    are kept as versions alone, so that they take no memory; with None, all are known.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class View:
         self._objects: dict[Kind, dict[tuple[str, str], Json]] = {kind: {} for kind in self.kinds}
         self._by_pool: dict[Kind, dict[PoolKey, set[str]]] = {kind: defaultdict(set) for kind in self.kinds}
         self._sorted: dict[Kind, dict[PoolKey, list[Json]]] = {kind: {} for kind in self.kinds}
-        """What `of_pool` returned last, until an object of it changes: a pass asks for it again and again."""
+        """What `of_pool` returned last, until an object of it changes: a pass calls it again and again."""
         self._changes: Counter[PoolKey] = Counter()
         self._gone: OrderedDict[str, int] = OrderedDict()
         self.answers: dict[str, tuple[str, str]] = {}

@@ -57,12 +57,12 @@ class WriteThroughApi:
         if item is None:
             return
         try:
-            # A webhook, a proxy or a missing subresource may say 404 too, and what is dropped is served no longer.
+            # A webhook, a proxy or a missing subresource may also answer 404, and what is dropped is served no longer.
             await self.api.get(kind, namespace, name)
         except NotFoundError:
             self.view.drop(kind, item)
         except ApiError:
-            return  # the next write or audit tells
+            return  # the next write or audit shows it
 
     def _known(self, kind: Kind, namespace: str, name: str) -> Json | None:
         return self.view.get(kind, namespace, name) if kind in self.view.kinds else None

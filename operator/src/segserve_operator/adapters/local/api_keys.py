@@ -19,10 +19,10 @@ _SECRET_BYTES: Final = 32
 
 
 def make_key(name: str) -> tuple[str, str]:
-    """Return a new API key of the caller `name`, and the line with its hash by which a gateway knows it.
+    """Return a new API key of the caller `name`, and the line with its hash by which a gateway recognises it.
 
-    The hash is SHA-1, the only one that Envoy's filter knows. It is safe because the secret is random and long: nobody
-    can try 2^256 of them, and finding two texts with one hash, which is easy with SHA-1, opens no gateway.
+    The hash is SHA-1, the only one that Envoy's filter supports. It is safe because the secret is random and long:
+    2^256 of them cannot be tried, and finding two texts with one hash, which is easy with SHA-1, opens no gateway.
     """
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     digest = base64.b64encode(hashlib.sha1(secret.encode(), usedforsecurity=False).digest()).decode()

@@ -32,8 +32,8 @@ _NAMES: Final = [
     x509.IPAddress(IPv4Address("127.0.0.1")),
     x509.IPAddress(IPv6Address("::1")),
 ]
-# Who trusts the authority trusts it for no other host's name, whoever gets its key. gRPC's TLS refuses an authority
-# that is constrained to addresses.
+# A client that trusts the authority trusts it for no other host's name, even if its key is stolen. gRPC's TLS refuses
+# an authority that is constrained to addresses.
 _CONSTRAINT: Final = x509.NameConstraints(permitted_subtrees=[x509.DNSName("localhost")], excluded_subtrees=None)
 
 

@@ -51,7 +51,7 @@ def has_all_kernels(code: Path) -> bool:
 
 
 def missing_kernels(code: Path, names: Collection[str]) -> set[str]:
-    """Return those of these kernel modules whose kernels are not compiled in a code folder."""
+    """Return which of the named kernel modules are not compiled in a code folder."""
     folders = list(code.glob("*/kernels"))
     return {
         name
@@ -64,7 +64,7 @@ def missing_kernels(code: Path, names: Collection[str]) -> set[str]:
 def reuse_kernels(code: Path, packages: Sequence[Path]) -> None:
     """Copy compiled kernels into a code folder, from other code folders and the packages' sources.
 
-    Those of a module are copied if it has none yet, and has the same digest there.
+    A module's kernels are copied if it has no kernels yet, and the same digest there.
     """
     for package in packages:
         kernels = code / package.name / "kernels"

@@ -26,9 +26,9 @@ END_GRACE_S: Final = 5.0
 
 
 class CopyService:
-    """A child process that gets copies of requests: started when it is wanted, again if it ends by itself.
+    """A child process that gets copies of requests: started when it is needed, restarted if it ends by itself.
 
-    It is the module `module` with `arguments`, and leaves `sockets` if it is killed. `name` is that of its log.
+    It is the module `module` with `arguments`, and leaves `sockets` if it is killed. `name` is its log's.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CopyService:
         self._is_own = False
 
     def keep(self, *, wanted: bool, idle_s: float = IDLE_S) -> None:
-        """Look after the process, as often as the supervisor passes; not wanted, it goes on for `idle_s`."""
+        """Look after the process in each of the supervisor's passes; if not needed, it goes on for `idle_s`."""
         now_s = self._monotonic_s()
         if wanted:
             self._wanted_s = now_s
@@ -90,7 +90,7 @@ def local_comparator(
     max_request_bytes: int,
     monotonic_s: Callable[[], float] = time.monotonic,
 ) -> CopyService:
-    """Return the comparator in `folder`, which asks the gateway's listener `internal_url`."""
+    """Return the comparator in `folder`, which calls the gateway's listener `internal_url`."""
     arguments = [str(folder.path), "--gateway", internal_url, "--max-request-bytes", str(max_request_bytes)]
     sockets = (folder.copies, folder.control)
     return CopyService(state, "comparator", "segserve_builder.comparator", arguments, sockets, monotonic_s=monotonic_s)

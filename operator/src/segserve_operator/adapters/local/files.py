@@ -68,7 +68,7 @@ class StateFolder:
         self._check_format()
 
     def _check_format(self) -> None:
-        """Note the format of a new folder; a number that nobody can read does not stop what can be read."""
+        """Note the format of a new folder; an unreadable number does not stop what can be read."""
         if not self.format.exists() and not self.objects.exists():
             write_private(self.format, f"{STORE_FORMAT}\n")
         try:
@@ -114,7 +114,7 @@ class StateFolder:
 
     @property
     def metrics_socket(self) -> Path:
-        """Socket at which the supervisor tells the platform's metrics."""
+        """Socket at which the supervisor serves the platform's metrics."""
         return self.gateway / "metrics.sock"
 
     @property

@@ -140,7 +140,7 @@ class AgentPulse:
             return AgentPulse(agent, heartbeat, now_s, now_s)
         if heartbeat != self.heartbeat:
             return AgentPulse(agent, heartbeat, now_s, now_s, has_reported=True)
-        # Who looks so late was stopped itself, and the agent with it.
+        # A process that looks so late was itself stopped, and the agent with it.
         since_s = now_s if now_s - self.looked_s > AGENT_HANGS_S else self.since_s
         return replace(self, since_s=since_s, looked_s=now_s)
 
@@ -198,7 +198,7 @@ class LocalFleet:
         )
 
     async def start(self, group: str, replicas: int = 1) -> None:
-        """Start those of a group's processes that do not run, with growing delays if they keep ending.
+        """Start the processes of a group that do not run, with growing delays if they keep ending.
 
         Groups of the local platform have one server.
         """

@@ -74,7 +74,7 @@ class LocalGateway:
         return EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
     def follow(self, spec: GatewaySpec) -> None:
-        """Change who may call, a request's id, and what is logged, if the pool's resource says otherwise.
+        """Change access, request ids and logging if the pool's resource says otherwise.
 
         Envoy is started again for it. All else of a changed resource waits for the next start of the platform.
         """
@@ -143,7 +143,7 @@ class LocalGateway:
 
 
 def check_port(state: StateFolder, port: int) -> None:
-    """Raise `PortTakenError` if a process other than this platform's gateway listens on the port."""
+    """Raise `PortTakenError` if another process than this platform's gateway listens on the port."""
     if not processes.is_alive(processes.read_record(_record(state))) and not is_port_free(port):
         raise PortTakenError(f"port {port} is in use{_owner(port)}; stop that process, or choose a port with --port")
 

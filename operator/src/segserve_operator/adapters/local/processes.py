@@ -188,7 +188,7 @@ def arguments_of(process: ProcessRecord | None, *, hidden: bool = False) -> dict
 
 
 def terminate(process: ProcessRecord | None) -> None:
-    """Send SIGTERM and return at once; `is_alive` tells when the process has ended."""
+    """Send SIGTERM and return at once; `is_alive` says when the process has ended."""
     running = _find(process) if process is not None else None
     if running is not None:
         with contextlib.suppress(psutil.NoSuchProcess):

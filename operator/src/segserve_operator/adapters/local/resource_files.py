@@ -42,7 +42,7 @@ log = logging.getLogger("segserve")
 
 
 def add_event(folder: Path, event: Event, now_s: float) -> None:
-    """Append an event, unless it repeats the last one; a file that nobody can write is left alone."""
+    """Append an event, unless it repeats the last one; a file that cannot be written is left alone."""
     path = _file(folder)
     if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
         return
@@ -137,7 +137,7 @@ class ResourceFiles:
         return current, {**manifest, "metadata": metadata}
 
     def pool(self) -> TritonPool:
-        """Return the pool of this machine: the TritonPool resource, or the default pool if there is none."""
+        """Return the pool of this machine: the TritonPool resource, or the default pool without one."""
         from segserve_operator.api.meta import ObjectMeta, Problem, SpecError
         from segserve_operator.api.triton_pool import TritonPool
         from segserve_operator.mapping.reading import read_pool
@@ -253,7 +253,7 @@ class ResourceFiles:
         return {"apiVersion": f"{DOMAIN}/v1alpha1", "kind": kind, "metadata": metadata, "spec": {}}
 
     def _status(self, path: Path) -> dict[str, Any] | None:
-        """Return a model's status; one that nobody can read has a text in place of its roles, which says so."""
+        """Return a model's status; an unreadable status has a text in place of its roles, which says so."""
         try:
             status: dict[str, Any] = self._cached(path, read_model_status)
         except FileNotFoundError:

@@ -75,7 +75,7 @@ class InstallError(RuntimeEnvironmentError):
 class RuntimeEnvironment:
     """A complete runtime environment.
 
-    `root` is its folder, `code` the folder with its copies of segserve_builder and segserve_common and nothing else,
+    `root` is its folder, `code` the folder with only its copies of segserve_builder and segserve_common,
     `library_folder` the folder of libpython.
     """
 
@@ -155,8 +155,8 @@ def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
 def ensure_cuda(cache: Path, progress: OnStep = lambda _: None) -> None:
     """Install ONNX Runtime's build for GPUs with CUDA's libraries for the runtime environment, and that as well.
 
-    Models with `runtime.device: gpu` alone need it: unpacked it has 2.3 GB. The files replace those of the build for
-    CPUs, of the same version, and running steps keep theirs. Raises `RuntimeEnvironmentError`.
+    Models with `runtime.device: gpu` alone need it: unpacked it has 2.3 GB. The files replace the files of the build
+    for CPUs, of the same version, and running steps keep theirs. Raises `RuntimeEnvironmentError`.
     """
     _ensure(cache, _INSTALLING_CUDA, f"onnxruntime-gpu=={_pinned()['onnxruntime']}", _CUDA_LOCK, progress)
 

@@ -68,7 +68,7 @@ class LocalStore(ResourceFiles):
         return self._pool
 
     async def save_pool_status(self, status: PoolStatus) -> None:
-        """Do nothing: the state of the pool is that of its processes."""
+        """Do nothing: the state of the pool is its processes' state."""
 
     async def emit(self, model: str | None, event: Event) -> None:
         """Keep an event; one about a model that is gone is dropped."""
@@ -90,7 +90,7 @@ class LocalStore(ResourceFiles):
         if damage is None:
             return model_of(manifest, _pool_mismatch(pool, manifest) or self._spec(manifest))
         advice = "what serves goes on; apply the model again, or delete it"
-        # Nobody is let in whom the lost specification may have kept out.
+        # No caller is admitted whom the lost specification may have kept out.
         return replace(model_of(manifest, FailureReason(FILE_DAMAGED, f"{damage}; {advice}")), access=())
 
     def _spec(self, manifest: Mapping[str, Any]) -> Wanted | FailureReason:
@@ -167,7 +167,7 @@ class LocalStore(ResourceFiles):
 
 
 def _read_revision(path: Path) -> AssignedModel | None:
-    """Return a revision's record, None if it cannot be read: then what its servers were told to load stands for it."""
+    """Return a revision's record, None if it cannot be read: then its servers' assignment stands for it."""
     try:
         return read_file(path, lambda text: AssignedModel.model_validate(json.loads(text)))
     except DamagedFileError as error:

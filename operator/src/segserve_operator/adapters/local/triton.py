@@ -41,7 +41,7 @@ def triton_command(
 ) -> Command:
     """Return the command that serves `repository`, in explicit mode: models are loaded only on request.
 
-    Whoever may load a model runs code as this user, so the APIs that manage the server require `api_secret`.
+    A client that may load a model runs code as this user, so the APIs that manage the server require `api_secret`.
     The names of its shared memory regions begin with `shm_prefix`, which must be unique on the machine. The server logs
     to stdout and stderr. On SIGTERM it stops within `EXIT_TIMEOUT_S`; if a stub has died it exits with code 1, and its
     shared memory stays until `sweep_shm`. Raises `StepMemoryError` if this process's environment sets a limit of a

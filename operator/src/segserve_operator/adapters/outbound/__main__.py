@@ -1,7 +1,7 @@
 """The worker's container: `python -m segserve_operator.adapters.outbound --socket=PATH`.
 
-It keeps the worker running as a child with limits, so that one that ends takes neither the container's readiness nor
-that of the operator with it.
+It keeps the worker running as a child with limits, so that a child that ends affects neither the container's readiness
+nor the operator's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from segserve_operator.adapters.outbound.process import BACKLOG, WorkerProcess
 
 LINGER_S: Final = 5.0
-"""Seconds for the last notifications of an operator that is told to stop at the same time."""
+"""Seconds for the last notifications of an operator that is stopped at the same time."""
 
 _MODE: Final = 0o660  # the operator has the pod's group
 
@@ -47,7 +47,7 @@ async def serve(path: Path, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the worker; options beside `--socket` are those of its child."""
+    """Run the worker; options beside `--socket` are its child's."""
     parser = argparse.ArgumentParser(description="Calls tenants' services for the operator.")
     parser.add_argument("--socket", type=Path, required=True, help="path of the socket that the operator calls")
     options, others = parser.parse_known_args()

@@ -123,7 +123,7 @@ class WorkerServer:
     _connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, listener: socket.socket, stopping: asyncio.Event) -> None:
-        """Serve a listening socket until told to stop; requests under way are then given up."""
+        """Serve a listening socket until stopped; requests under way are then given up."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(LOOKUPS))
         server = await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_REQUEST)
@@ -153,7 +153,7 @@ class WorkerServer:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> Response | None:
-        """Return the response to the request, None if whoever sent it has gone."""
+        """Return the response to the request, None if its sender has gone."""
         try:
             async with asyncio.timeout(REQUEST_S):
                 request = REQUESTS.validate_json(await reader.readline())

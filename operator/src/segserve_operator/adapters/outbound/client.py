@@ -57,7 +57,7 @@ class OutboundClient:
     _turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
 
     async def ask(self, question: Question) -> ServiceAnswer:
-        """Send a question and return the answer; raises `CheckError` if there is none."""
+        """Send a question and return the answer; raises `CheckError` if no answer comes."""
         turns = self._turns.setdefault(question.pool, asyncio.Semaphore(QUESTIONS_OF_A_POOL))
         async with turns:
             try:

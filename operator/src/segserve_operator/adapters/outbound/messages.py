@@ -87,6 +87,6 @@ def shortened(text: str) -> str:
 
 
 def user_at(connection: socket.socket) -> int:
-    """Return the user of the process at the other end of a Unix socket, as the kernel knows it."""
+    """Return the user of the process at the other end of a Unix socket, as the kernel reports it."""
     _, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return int(user)

@@ -73,7 +73,7 @@ class WorkerProcess:
             *(f"--listener={descriptor}", *self.arguments),
             env={**_FRUGAL, **{name: self.environment[name] for name in _KEPT if name in self.environment}},
             cwd="/",
-            stdin=asyncio.subprocess.PIPE,  # its end tells the child that this process has ended
+            stdin=asyncio.subprocess.PIPE,  # its end shows the child that this process has ended
             stdout=asyncio.subprocess.DEVNULL,
             pass_fds=[descriptor],
         )

@@ -1,6 +1,6 @@
 """Samples from a Prometheus that scrapes the gateways' metrics, for clusters where pods cannot be reached directly.
 
-They are coarser than those from the gateways: a sample is as old as the last scrape, so windows are empty until the
+They are coarser than samples from the gateways: a sample is as old as the last scrape, so windows are empty until the
 next one. Latencies have the edges of Envoy's default buckets (…, 100, 250, 500, 1000, … ms), and each counts with the
 lower edge of its bucket. Failures between the last scrape and a change of a group's servers are lost.
 """

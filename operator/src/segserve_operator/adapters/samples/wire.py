@@ -24,7 +24,7 @@ TIMEOUT_S: Final = 0.8
 FEW_BYTES: Final = 256 * 1024
 BYTES_PER_MODEL: Final = 96 * 1024
 """More than the counts of a model with two groups, each with 200 different latencies in both protocols, and of pairs
-with as many latencies as there are bins and as many labels as are counted."""
+with a latency for each bin and all counted labels."""
 
 MAX_BYTES: Final = 8 * 2**20
 

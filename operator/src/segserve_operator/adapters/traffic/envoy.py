@@ -33,7 +33,7 @@ from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 _ADMIN_TIMEOUT_S: Final = 2.0
 _SOCKET_PATH_BYTES: Final = 107
-# Models that nobody has counted for so long are not counted on a replacement of clusters either.
+# Models that were not counted for so long are not counted on a replacement of clusters either.
 _COUNTED_WITHIN_S: Final = 60.0
 log: Final = logging.getLogger("segserve")
 NAME: Final = "local"
@@ -219,7 +219,7 @@ class EnvoyTraffic:
 
         With them are the comparator's counts of pairs, if it answers. Raises `EnvoyUnreachableError` if Envoy does not.
         """
-        # Whoever reaches the port of a gateway pod may name models: those that there are not are forgotten at once.
+        # Any client that reaches the port of a gateway pod may name models: unknown ones are forgotten at once.
         known = self._updater.models()
         counted = [model for model in models if model in known]
         self._last_counted_s.update(dict.fromkeys(counted, time.monotonic()))
@@ -262,7 +262,7 @@ class EnvoyTraffic:
     def epoch(self) -> str:
         """Return when Envoy created its admin socket, which is when it started: Unix time in nanoseconds.
 
-        Raises `EnvoyUnreachableError` if there is none.
+        Raises `EnvoyUnreachableError` if it does not exist.
         """
         try:
             return str(self._files.admin_socket.stat().st_mtime_ns)

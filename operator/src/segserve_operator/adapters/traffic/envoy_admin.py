@@ -131,7 +131,7 @@ class EnvoyAdmin:
 
 
 def active_by_model(active: Mapping[str, int]) -> dict[tuple[str, str], int]:
-    """Return callers' requests in flight by (model, group), given those of each cluster."""
+    """Return callers' requests in flight by (model, group), given the requests of each cluster."""
     totals: dict[tuple[str, str], int] = {}
     for name, count in active.items():
         upstream = Upstream.parse(name)

@@ -1,6 +1,6 @@
 """Renders the filters that check callers' credentials, and the rules that say who may use a model.
 
-Tokens are checked by Envoy's `jwt_authn`, API keys by its `basic_auth`, which knows only their hashes, certificates by
+Tokens are checked by Envoy's `jwt_authn`, API keys by its `basic_auth`, which has only their hashes, certificates by
 its TLS; `rbac` decides. What comes from Secrets is in files that Envoy reads again when they are replaced (ECDS).
 """
 
@@ -81,7 +81,7 @@ class AuthSettings:
         return self.folder / "keys/keys.json"
 
     def secret(self, ref: SecretKey) -> bytes | None:
-        """Return a value of a Secret, None if there is none."""
+        """Return a value of a Secret, or None."""
         for folder in self.secrets:
             path = folder / ref.name / ref.key
             try:
@@ -100,7 +100,7 @@ class AuthFiles:
     _written: dict[Path, bytes] = field(default_factory=dict)
 
     def refresh(self) -> list[str]:
-        """Write what has changed, and return what is wrong with the Secrets: what cannot be read admits nobody."""
+        """Write what has changed, and return what is wrong with the Secrets: an unreadable Secret admits no caller."""
         problems: list[str] = []
         for path, name, config in self._rendered(problems):
             _, content = encode_extension(name, config)
@@ -138,7 +138,7 @@ class AuthFiles:
 
 
 def authentication_filters(settings: AuthSettings | None, *, open_paths: Iterable[str] = ()) -> list[Json]:
-    """Return the filters that check credentials and name the caller, in their order; none where everybody may call.
+    """Return the filters that check credentials and name the caller, in their order; none if any caller is admitted.
 
     `open_paths` need no credentials; a wrong one is refused there as well.
     """
@@ -181,7 +181,7 @@ def access_filters() -> list[Json]:
 
 
 def access_of_route(rules: tuple[AccessRule, ...]) -> Json:
-    """Return the setting of a route that admits callers by these rules; without rules, nobody."""
+    """Return the setting of a route that admits callers by these rules; without rules, no caller."""
     principals = [principal for rule in rules for principal in _principals(rule)]
     policies = {"callers": {"permissions": [{"any": True}], "principals": principals}} if principals else {}
     rbac = {"@type": f"{TYPES}.extensions.filters.http.rbac.v3.RBACPerRoute"}

@@ -33,11 +33,11 @@ _HTTP_OPTIONS: Final[Mapping[Protocol, Json]] = {
     "grpc": {"http2_protocol_options": {"connection_keepalive": {"connection_idle_interval": "15s", "timeout": "15s"}}},
 }
 _TCP_KEEPALIVE: Final = {"tcp_keepalive": {"keepalive_time": 5, "keepalive_interval": 2, "keepalive_probes": 3}}
-# Linux repeats what nobody acknowledges for a quarter of an hour, and meanwhile sends no keepalives. After 20 s the
+# Linux repeats unacknowledged data for a quarter of an hour, and meanwhile sends no keepalives. After 20 s the
 # connection fails instead, and its requests, which have no response, are retried at another server. A frozen server's
 # kernel acknowledges, but only until its buffer is full: a large body waits for it no longer than this either.
 _TCP_USER_TIMEOUT: Final = {
-    # 18 is its name on Linux, where Envoy runs; Python has none for it on other systems.
+    # 18 is its name on Linux, where Envoy runs; Python has no name for it on other systems.
     "socket_options": [{"level": IPPROTO_TCP, "name": 18, "int_value": 20_000}]
 }
 # Only servers that do not respond at all are ejected: a server's errors are responses, which rollouts have to see.
@@ -94,7 +94,7 @@ class EnvoyCluster:
 
 
 def route_clusters(route: Route) -> dict[str, EnvoyCluster]:
-    """Return the clusters of one model by name: of each share, including those of weight 0."""
+    """Return the clusters of one model by name: of each share, including shares of weight 0."""
     clusters: dict[str, EnvoyCluster] = {}
     for share in route.shares:
         for protocol in PROTOCOLS:

@@ -32,7 +32,7 @@ _UNUSED_STATS: Final = (
 )
 _HISTOGRAMS_EVERY_S: Final = 1
 COMPARATOR_FOLDER: Final = "pairs"
-"""Folder in that of a gateway which it shares with its comparator; a container has it alone."""
+"""Folder inside a gateway's folder, shared with its comparator; a container has it alone."""
 CAPTURE_FOLDER: Final = "capture"
 """The same for the capture service."""
 
@@ -68,7 +68,7 @@ class EnvoyFiles:
 
     @property
     def weights(self) -> Path:
-        """Weights that override those in the routes (RTDS)."""
+        """Weights that override the routes' weights (RTDS)."""
         return self.folder / "weights/weights.pb"
 
     @property
@@ -107,8 +107,8 @@ def command(
 ) -> list[str]:
     """Return the command line of an Envoy whose files are in `folder`; without `log` it logs to stderr.
 
-    With an `access_log` its lines are written within a second.
-    While it drains, every response tells its caller to disconnect; `drain_s` is how long it drains, at least 1 s.
+    With an `access_log` its lines are written within a second. While it drains, every response makes its caller
+    disconnect; `drain_s` is how long it drains, at least 1 s.
     """
     return [
         binary,
@@ -117,7 +117,7 @@ def command(
         *(("--log-path", str(log)) if log is not None else ()),
         *(FLUSH_ARGUMENTS if access_log else ()),
         *("--drain-time-s", str(max(drain_s, 1))),
-        *("--drain-strategy", "immediate"),  # the gradual default may never tell a slow caller
+        *("--drain-strategy", "immediate"),  # the gradual default may never reach a slow caller
         *("--log-level", "warning"),
         *("--component-log-level", "http:critical"),  # a line for each request that is too large: callers fill the log
         "--disable-hot-restart",  # it would need shared memory, and an id that differs between gateways

@@ -5,8 +5,8 @@ a request timed out or its caller disconnected. So attempts are the sum of respo
 
 What a caller can provoke is not evidence. An attempt counts only if a server has had it: neither one that Envoy refused
 because too many waited, nor one for which there was no connection in time, which says how busy the machine is. It
-counts as failed only if the server is at fault: by HTTP a status from 500 on, by gRPC one of `FAULTS`. What Triton says
-of requests that it cannot read is corrected before (`faults.lua`). A caller who leaves, with a deadline or without,
+counts as failed only if the server is at fault: in HTTP a status from 500 on, in gRPC one of `FAULTS`. What Triton says
+of requests that it cannot read is corrected before (`faults.lua`). A caller that leaves, with a deadline or without,
 makes no attempt a failed one.
 
 Each retry stands for an attempt that failed. Latencies are of whole requests, including a failed first attempt: from
@@ -38,8 +38,8 @@ LEFT_CLUSTER: Final = "envoy.cluster_name"
 BIN: Final = "upstream_rq_time:"
 LATENCIES: Final = "upstream_rq_time"
 FAULTS: Final = (2, 4, 13, 14, 15)
-"""The gRPC status codes that are a server's fault: unknown, deadline exceeded, internal, unavailable, data loss. It is
-callers who exhaust resources, by their rate or by large images."""
+"""The gRPC status codes that are a server's fault: unknown, deadline exceeded, internal, unavailable, data loss.
+Resources are exhausted by callers, by their rate or by large images."""
 
 _RETRIES, _TIMEOUTS = "upstream_rq_retry", "upstream_rq_timeout"
 _REFUSED, _NOT_CONNECTED = "upstream_rq_active_overflow", "upstream_rq_pending_failure_eject"
@@ -95,7 +95,7 @@ def parse_stats(response: Mapping[str, Any]) -> dict[str, Stats]:
 def series_counts(stats: Mapping[str, int], protocol: Protocol) -> SeriesCounts:
     """Return the request counts that a cluster's statistics add up to."""
     retries, disconnected = stats.get(_RETRIES, 0), stats.get(_DISCONNECTED, _disconnected_callers(stats, protocol))
-    # A connection that times out fails the request that it was for; at a port that refuses it, nobody listens.
+    # A connection that times out fails the request that it was for; a port that refuses it has no listener.
     never_sent = stats.get(_REFUSED, 0) + min(stats.get(_NOT_CONNECTED, 0), stats.get(_CONNECT_TIMEOUTS, 0))
     total_ms, request_ms = (stats.get(name, 0) for name in LEFT)
     bins = [(float(name.removeprefix(BIN)), count) for name, count in stats.items() if name.startswith(BIN) and count]

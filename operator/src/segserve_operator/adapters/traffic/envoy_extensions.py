@@ -14,7 +14,7 @@ from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_addr
 from segserve_operator.adapters.traffic.envoy_messages import Json
 
 CALLER: Final = "segserve.caller"
-"""Namespace of the dynamic metadata that says who calls: `name`, `key` and `certificate`."""
+"""Namespace of the dynamic metadata that identifies the caller: `name`, `key` and `certificate`."""
 MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
 TLS_SOCKET: Final = "envoy.transport_sockets.tls"
 _AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
@@ -29,7 +29,7 @@ def extension(name: str, kind: str, **options: Any) -> Json:
 def upstream_tls(host: str, ca_bundle: str | None = None) -> Json:
     """Return the transport socket of a cluster whose servers have to prove that they are `host`.
 
-    `ca_bundle` has the authorities to trust, as PEM; by default they are those of Envoy's image.
+    `ca_bundle` has the authorities to trust, as PEM; by default they are the authorities of Envoy's image.
     """
     trusted = {"filename": _AUTHORITIES} if ca_bundle is None else {"inline_string": ca_bundle}
     is_address = re.fullmatch(r"[0-9.]+", host) or ":" in host
@@ -87,7 +87,7 @@ def body_buffer(most_bytes: int) -> Json:
 
 
 def unless(predicate: Json, filter_: Json) -> Json:
-    """Return a filter of HTTP that is skipped where a predicate, such as that of `header_matches`, is met."""
+    """Return an HTTP filter that is skipped if a predicate, such as the one of `header_matches`, is met."""
     skip = extension("skip", "extensions.filters.common.matcher.action.v3.SkipFilter")
     return extension(
         "envoy.filters.http.match_delegate",
@@ -107,7 +107,7 @@ def listening_address(host: str, port: int) -> Json:
     """Return the address of a listener; `::` stands for all addresses, IPv4 included."""
     address = socket_address(host, port)
     if host == "::":
-        address["socket_address"]["ipv4_compat"] = True  # Envoy asks the kernel for IPv6 alone
+        address["socket_address"]["ipv4_compat"] = True  # Envoy requests IPv6 alone from the kernel
     return address
 
 
@@ -132,7 +132,7 @@ def grpc_reply(
 ) -> Json:
     """Return the mapper of local replies that all these filters match to a gRPC status, with a text as its message."""
     reply = {"filter": _all(filters), "body_format_override": {"text_format_source": {"inline_string": text}}}
-    # Without a status Envoy derives it from that of HTTP.
+    # Without a status Envoy derives it from HTTP's.
     added = {**(headers or {}), **({"grpc-status": str(status)} if status is not None else {})}
     return reply | _added(added)
 

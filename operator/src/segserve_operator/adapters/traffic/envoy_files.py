@@ -50,7 +50,7 @@ class DiscoveryResponse:
 async def replace_and_wait(
     path: Path, new: DiscoveryResponse, follows: Callable[[], Awaitable[bool]], timeout_s: float
 ) -> None:
-    """Replace the file, and wait until `follows` tells that Envoy uses its new content.
+    """Replace the file, and wait until `follows` says that Envoy uses its new content.
 
     Raises `EnvoyUnreachableError` after `timeout_s`, and whatever `follows` raises.
     """

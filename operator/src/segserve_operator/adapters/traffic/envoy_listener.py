@@ -87,7 +87,7 @@ _UNIMPLEMENTED: Final = 12
 _UNAVAILABLE: Final = 14
 _AFTER_TIMEOUT_S: Final = 5.0
 _BODY: Final = "%LOCAL_REPLY_BODY%"
-# RE2 knows no lookahead: what differs from the word at its first letter, its second, and so on, or is longer.
+# RE2 has no lookahead: what differs from the word at its first letter, its second, and so on, or is longer.
 _SLICE: Final = "slice"
 _DIFFERENT: Final = "|".join(f"{_SLICE[:at]}([^{letter}].*)?" for at, letter in enumerate(_SLICE))
 _OURS_BUT_THE_SLICE: Final = f"(?i)x-segserve-({_DIFFERENT}|{_SLICE}.+)"
@@ -199,7 +199,7 @@ def _render_listener(settings: EnvoySettings, listener: _Listener, *, timeout_s:
         "name": listener.name,
         "address": listener.address,
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        # Callers who take all connections do not keep segserve from its own requests.
+        # Callers that take all connections do not keep segserve from its own requests.
         "ignore_global_conn_limit": listener.internal,
         "filter_chains": [{"filters": [_connection_manager(settings, listener, timeout_s=timeout_s)]}],
     }
@@ -245,7 +245,7 @@ def _connection_manager(settings: EnvoySettings, listener: _Listener, *, timeout
 
 
 def _told(settings: EnvoySettings) -> Json:
-    """Return what callers and the log are told of a request."""
+    """Return what callers and the log get of a request."""
     logs = access_logs(settings.access_log, settings.access_log_file, traced=settings.tracing is not None)
     return {**request_ids(), "access_log": [*logs, left_counters()], **tracing(settings.tracing)}
 
@@ -253,7 +253,7 @@ def _told(settings: EnvoySettings) -> Json:
 def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     """Return the HTTP filters in the order in which a request passes them."""
     is_plain = settings.plain_http and not listener.internal
-    # Who calls, and for what.
+    # The caller, and what it calls.
     open_paths = PROBES if is_plain else ()
     caller = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
     pages = [lua_filter("pages.lua", NOTED="segserve.pages")] if settings.is_open and not listener.internal else []
@@ -455,7 +455,7 @@ def _decompressed() -> Json:
 def _buffered(max_request_bytes: int) -> Json:
     """Hold a body until it is whole; of gRPC each message is held, and images of plain HTTP have a bound of their own.
 
-    A caller who sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
+    A caller that sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
     """
     plain = header_matches(PLAIN_HEADER, {"exact": "1"})
     # By the path, which decides the route, and not by a content type, which any request may have.

@@ -251,7 +251,7 @@ def new_message(name: str) -> Any:
 def parse(name: str, encoded: bytes) -> Any:
     """Return the message of the full name `name` in the wire format.
 
-    Raises `google.protobuf.message.DecodeError` if it is none.
+    Raises `google.protobuf.message.DecodeError` if it is not one.
     """
     message = new_message(name)
     message.ParseFromString(encoded)

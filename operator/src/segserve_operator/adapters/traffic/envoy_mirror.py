@@ -26,14 +26,14 @@ MIRROR_HEADER: Final = "x-segserve-mirror"
 CLUSTER: Final = "//comparator/http"
 """Name of the comparator's cluster: as all names of clusters are, of no model."""
 MAX_COPIES: Final = 4
-"""Copies under way at once, and as many that wait; the next ones are dropped."""
+"""Copies under way at once, and the same number that wait; further ones are dropped."""
 MAX_COPY_S: Final = 2.0
 _LUA: Final = "extensions.filters.http.lua.v3"
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Who gets copies: a cluster, the header of requests that are copied there, and the filter that writes it."""
+    """A target of copies: a cluster, the header of requests that are copied there, and the filter that writes it."""
 
     filter: str
     header: str
@@ -78,7 +78,7 @@ def _cluster(name: str, socket: Path) -> Json:
 
 def mirror_policy(route: Route) -> Json:
     """Return the part of an inference route's action that makes the copies; empty without a mirror."""
-    # The spans of a trace are those of the caller's own request.
+    # A trace has only the spans of the caller's own request.
     policies = [
         {
             "cluster_header": target.header,
@@ -102,7 +102,7 @@ def mirror_metadata(route: Route) -> Json:
 
 
 def _shares(route: Route) -> dict[_Target, tuple[float, float]]:
-    """Return who gets copies of a model's requests: which percentage of them, and how many per second at most."""
+    """Return the targets of copies of a model's requests: which percentage of them, and how many per second at most."""
     shares: dict[_Target, tuple[float, float]] = {}
     if route.mirror is not None:
         shares[_COMPARATOR] = (route.mirror.percent, route.mirror.requests_per_s)

@@ -1,7 +1,7 @@
 """Renders the filters that translate plain HTTP, an image as a body, into KServe v2 and its answers into JSON.
 
 The path is translated in front of the gateway's own routes, and the body behind access and limits: these, weights,
-copies and counts are those of any request. Neither an image nor an answer's masks are parsed. Both are held until they
+copies and counts are as for any request. Neither an image nor an answer's masks are parsed. Both are held until they
 are whole: a script that changes a body as it arrives leaves it with the length of its first piece, and what follows
 would be another request. So both have bounds of their own.
 """
@@ -45,7 +45,7 @@ MAX_PLAIN_BYTES: Final = 16 * 2**20
 _MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
 """Most bytes of all answers that a thread translates at once."""
 PROBES: Final = ("/healthz", "/readyz")
-"""Paths that need no credentials; the script knows those of KServe v2 that answer them."""
+"""Paths that need no credentials; the script has the paths of KServe v2 that answer them."""
 _PAGE: Final = "/index.html"
 """What a browser gets at `/`; it runs no script and loads nothing."""
 _PROBE_BYTES: Final = 4096
@@ -159,7 +159,7 @@ def document_replies(*, enabled: bool) -> list[Json]:
 def documents(plan: TrafficPlan) -> dict[str, str]:
     """Return what the gateway answers by itself, by path: an index with links, as JSON and as a page, and OpenAPI.
 
-    They name the models only where nobody is kept from any: who asks is not looked at.
+    They name the models only if all models admit all callers: the caller is not looked at.
     """
     names = None if plan.is_restricted else [route.model for route in plan.routes]
     models = [

@@ -1,4 +1,4 @@
-"""Renders Envoy's routes: one table, whose keys route_key.lua computes, and the weights that override those in it.
+"""Renders Envoy's routes: one table, whose keys route_key.lua computes, and the weights that override the table's.
 
 Limits of models are Envoy's `local_ratelimit`, with a bucket of tokens for each model and each caller. The filter's
 configuration is a file that Envoy watches (ECDS), apart from the routes: they change far more often, and with a new
@@ -58,9 +58,9 @@ from segserve_operator.core.traffic import RESTART_S, AccessRule, Callers, Reque
 LIMITS_NAME: Final = "segserve.limits"
 """Name of the filter, and of the metadata of a route that has the model's name."""
 RETRY_AFTER_S: Final = 1
-"""What refused callers are told to wait: buckets are filled once a second at least."""
+"""The time that refused callers have to wait: buckets are filled once a second at least."""
 MAX_CALLERS: Final = 10_000
-"""Callers for each of whom a model has a bucket; a new one gets that of the one who has been away longest."""
+"""Callers that each have a bucket of a model; a new caller gets the bucket of the one that has been away longest."""
 DETAILS: Final = "local_rate_limited"
 """Code details of the response to a request beyond a limit."""
 _LIMITS_TYPE: Final = "extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
@@ -106,14 +106,14 @@ RETRY_AFTER: Final = "retry-after"
 RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LOOPBACK: Final = [f"{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":*")]
 _OTHER_HOST: Final = "without --auth this gateway answers to Host: localhost, 127.0.0.1 and [::1] alone"
-# A body is kept until its response begins, to be sent again; of a larger one the client is told to send it again. By
+# A body is kept until its response begins, to be sent again; for a larger one, the client is asked to send it again. By
 # default Envoy keeps no more than a connection's buffer, which photographs exceed.
 _MOST_KEPT_BYTES: Final = 8 * 2**20
 # A server with a dead Python step responds with 500 (INTERNAL) until its agent notices. segserve's own requests are not
-# retried on it: a revision that fails sometimes has to be seen failing.
-# One that ends has unloaded its models some time before it closes its ports, and one that was restarted has not loaded
-# them yet. faults.lua tells that from a caller's fault, such as a version that does not exist, which must not be
-# retried: each retry counts as a failed attempt.
+# retried on it: a revision that fails sometimes has to be seen failing. One that ends has unloaded its models some time
+# before it closes its ports, and one that was restarted has not loaded them yet. faults.lua distinguishes that from a
+# caller's fault, such as a version that does not exist, which must not be retried: each retry counts as a failed
+# attempt.
 _CALLERS_RETRY: Final = {
     **_RETRY,
     "retry_on": f"{_RETRY['retry_on']},retriable-status-codes,internal,retriable-headers",
@@ -242,7 +242,7 @@ def hash_policy(route: Route) -> Json:
 
 
 def server_headers(route: Route) -> Json:
-    """Return the header of responses that names the server, so that callers can tell when it is another one."""
+    """Return the header of responses that names the server, so that callers can see when it is another one."""
     if route.affinity is None:
         return {}
     value = f"%UPSTREAM_METADATA(envoy.lb:{SERVER_KEY})%"
@@ -428,7 +428,7 @@ def _options(filters: Json, metadata: Json) -> dict[str, Json]:
 
 
 def retry_headers(delay_s: int) -> dict[str, str]:
-    """Return the headers by which clients over gRPC know when to ask again."""
+    """Return the headers that tell clients over gRPC when to retry."""
     return {RETRY_AFTER: str(delay_s), RETRY_PUSHBACK: str(1000 * delay_s)}
 
 

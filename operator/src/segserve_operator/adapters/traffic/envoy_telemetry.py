@@ -107,7 +107,7 @@ def access_logs(settings: AccessLog | None, file: Path | None, *, traced: bool =
 
 
 def left_counters() -> Json:
-    """Return the counters of how long callers had waited who left before the answer began, by cluster."""
+    """Return the counters of how long callers waited that left before the answer began, by cluster."""
     tag = {"name": LEFT_CLUSTER, "value_format": "%UPSTREAM_CLUSTER_RAW%"}
     counters = [
         {"stat": {"name": name.partition(".")[2], "tags": [tag]}, "value_format": value} for name, value in LEFT.items()
@@ -125,7 +125,7 @@ def left_counters() -> Json:
 def tracing(settings: Tracing | None) -> Json:
     """Return the options of a listener that makes a span for each sampled request; none without settings.
 
-    Whoever sends a trace context has decided whether its request is sampled.
+    A caller that sends a trace context has decided whether its request is sampled.
     """
     if settings is None:
         return {}
@@ -184,7 +184,7 @@ def _failures() -> list[Json]:
 
 
 def _share(settings: AccessLog) -> Json:
-    # Millionths are the finest share that Envoy knows.
+    # Millionths are the finest share that Envoy supports.
     share = {"numerator": round(settings.sampling_ratio * 1_000_000), "denominator": "MILLION"}
     # Otherwise ids of callers decide, and most of them are not as Envoy expects.
     return {

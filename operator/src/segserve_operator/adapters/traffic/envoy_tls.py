@@ -11,7 +11,7 @@ from segserve_operator.adapters.traffic.envoy_messages import Json
 
 CERTIFICATE: Final = "certificate"
 CLIENT_CA: Final = "client_ca"
-"""The names of the two resources that Envoy asks for."""
+"""The names of the two resources that Envoy requests."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class RenderedRoute:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyConfiguration:
-    """The complete dynamic configuration. Parts that equal those of the one before it are the same objects."""
+    """The complete dynamic configuration. Parts that equal parts of the previous configuration are the same objects."""
 
     plan: TrafficPlan
     models: dict[str, RenderedRoute] = field(default_factory=dict)
@@ -330,7 +330,7 @@ class EnvoyUpdater:
                 while not await self.follows(admin):
                     await asyncio.sleep(_WORKERS_TURN_S)
         except TimeoutError:
-            # It may have missed a change, or somebody else wrote the files: writing them again triggers its watch.
+            # It may have missed a change, or another process wrote the files: writing them again triggers its watch.
             for path, content in self._current().responses.items():
                 write_watched(path, content)
             message = f"Envoy has not loaded the files in {self._files.folder} within {self._update_timeout_s} s"

@@ -55,7 +55,7 @@ MAX_HUNG_AFTER_S: Final = 10.0
 class RolloutUpdate:
     """The outcome of one pass for a model's rollout.
 
-    `records` are those with new evidence. `retry`: a failed candidate is tried again. `promote`: one that was only
+    `records` are the ones with new evidence. `retry`: a failed candidate is tried again. `promote`: one that was only
     judged is rolled out. `return_to_previous`: the stable revision is replaced by the previous one although no rollout
     is in progress.
     """
@@ -73,7 +73,7 @@ class RolloutUpdate:
 def advance(model: ModelObserved, roles: Roles, world: Observed) -> Deciding[RolloutUpdate]:
     """Advance a model's rollout by one window of evidence; `roles` follow from the spec and the servers.
 
-    Returns the update, and asks for decisions before, so that those of many models can be made together.
+    Returns the update, and requests decisions before, so that decisions for many models can be made together.
     """
     state = model.status.rollout
     superseded: tuple[Record, ...] = ()
@@ -176,12 +176,12 @@ def _handle_request(
 
 
 def _case(state: RolloutState, roles: Roles, model: ModelObserved, world: Observed) -> RolloutCase:
-    """Return the case of a rollout with its record in agreement with the status; with a new one if there is none."""
+    """Return the case of a rollout with its record in agreement with the status; with a new record if it has none."""
     record = world.records.get(state.rollout)
     if record is None:
         wanted, past = model.wanted, past_of(model, roles.stable, world)
         policy, slo = (wanted.policy, wanted.slo) if wanted is not None else (None, None)
-        # A gateway that compares nothing is no reason to wait where nobody asked for Shadow. Nor is one begun without
+        # A gateway that compares nothing is no reason to wait if Shadow was not requested. Nor is Shadow begun without
         # stable's past: the steps after it are larger, and would take clusters of failures for faults.
         by_default = slo is not None and world.compares and past is not None and bool(past.errors.enough)
         policy, slo = policy or RolloutPolicy(), slo or Slo()

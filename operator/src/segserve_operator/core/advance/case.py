@@ -23,7 +23,7 @@ from segserve_operator.core.world.quorum import may_take_over
 
 
 def groups_of(state: RolloutState, roles: Roles) -> tuple[str, str]:
-    """Return the groups that the evidence calls stable and candidate; an empty name if there is none."""
+    """Return the groups that the evidence calls stable and candidate; an empty name for a missing group."""
     stable = roles.stable.group if roles.stable is not None else ""
     if state.phase is Phase.BAKING:
         # After promotion the candidate has the stable role, and is compared with its predecessor.
@@ -72,7 +72,7 @@ class RolloutCase:
 
     @property
     def ready(self) -> bool:
-        """Whether enough servers serve the candidate, and every gateway knows them."""
+        """Whether enough servers serve the candidate, and every gateway has their addresses."""
         world, group, revision = self.world, self.groups[1], self.state.revision
         share = world.traffic.share(self.model.name, group)
         if share is None or share.revision != revision or not share.endpoints:
@@ -89,7 +89,7 @@ class RolloutCase:
 
     @cached_property
     def groups(self) -> tuple[str, str]:
-        """The names of both groups; an empty name if there is none."""
+        """The names of both groups; an empty name for a missing group."""
         return groups_of(self.state, self.roles)
 
     @cached_property

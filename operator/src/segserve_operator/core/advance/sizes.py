@@ -18,7 +18,7 @@ _ALL: Final = 100
 
 
 def with_sizes(world: Observed) -> Observed:
-    """Return the world whose candidates' groups want only the servers that they need now."""
+    """Return the world whose candidates' groups have only the servers that they need now."""
     states = {model.name: model.status.rollout for model in world.models}
     wanted = sizes({model.name: model.roles for model in world.models}, states, world)
     groups = {
@@ -60,7 +60,7 @@ def is_deferred(request: RolloutRequest, state: RolloutState | None) -> bool:
 
 
 def _group_of(roles: Roles, world: Observed) -> str | None:
-    """Return the own group of a candidate that is rolled out beside a stable revision, None if there is none."""
+    """Return the own group of a candidate that is rolled out beside a stable revision, or None."""
     pool, candidate = world.pool, roles.candidate
     if pool is None or candidate is None or candidate.failure is not None or roles.stable is None:
         return None

@@ -1,1 +1,1 @@
-"""Drift: whether a model's images and answers are still those of its reference."""
+"""Drift: whether a model's images and answers still match its reference."""

@@ -1,7 +1,7 @@
-"""Sequential test whether windows of counted answers are still as those of a reference, with a rate of false alarms.
+"""Sequential test whether windows of counted answers still match a reference's, with a rate of false alarms.
 
 Every histogram is seen as the shares of its observations up to each edge (the empirical distribution function). For
-each edge the reference knows the least and the largest share that one of its windows had. The null hypothesis: given
+each edge the reference has the least and the largest share of its windows. The null hypothesis: given
 all windows before, the expected share of the next window is within that range, or beyond it by at most a tolerance.
 Nothing is assumed of the observations within a window, which may depend on each other in any way (frames of one camera
 do), and windows may depend on each other as far as the reference's range covers it (day and night, if it has both).

@@ -152,7 +152,7 @@ class DriftWatch:
                 yield _drifted(name, short.ranges[name], detector)
 
     def without_reference(self, slices: Sequence[str]) -> tuple[str, ...]:
-        """Return those of some slices of which nothing is compared yet."""
+        """Return the slices of which nothing is compared yet."""
         short = self.scales[0]
         compared = {_parted(name)[0] for name in short.ranges.keys() - short.counting.keys()}
         return tuple(each for each in slices if each not in compared)
@@ -222,7 +222,7 @@ def basis_of(drift: Drift, slices: Sequence[str] = ()) -> str:
 
 
 def with_slices(report: AnswersReport) -> Histograms:
-    """Return all histograms that a server reports, those of slices by the slice, a slash and the name."""
+    """Return all histograms that a server reports; keys of slices' histograms are the slice, a slash and the name."""
     of_slices = {f"{label}/{name}": each for label, counts in report.slices.items() for name, each in counts.items()}
     return {**report.histograms, **of_slices}
 
@@ -315,7 +315,7 @@ def restored(text: str, now_s: float) -> DriftWatch:
             counting = {name: float(at_s) for name, at_s in plain["counting"][number].items() if name in known}
             scale = Scale(now_s, ranges=known, counting=counting)
             if number == 0:
-                # The windows that begin now tell whether it still drifts.
+                # The windows that begin now show whether it still drifts.
                 alarms = {name: Detector(drifting=True) for name in alarmed & known.keys()}
                 scale = replace(scale, detectors=alarms)
             scales.append(scale)

@@ -45,12 +45,12 @@ def measured_gates(policy: RolloutPolicy, slo: Slo, edges: Edges = EDGES_MS) -> 
 
 
 def started(gates: Mapping[str, MeasuredGate[Any]], past: StablePast, shape: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Return the gates' states at the start of a rollout, by name; those that compare with stable know its past."""
+    """Return the gates' states at the start of a rollout, by name; gates that compare with stable have its past."""
     return {name: gate.start(shape, past) for name, gate in gates.items()}
 
 
 def informed(gates: Mapping[str, MeasuredGate[Any]], states: Mapping[str, Any], past: StablePast) -> dict[str, Any]:
-    """Return the gates' states, by name, with what stable's past tells by now."""
+    """Return the gates' states, by name, with what stable's past shows by now."""
     return {name: gate.informed(states[name], past) for name, gate in gates.items() if name in states}
 
 

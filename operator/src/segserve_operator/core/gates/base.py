@@ -76,7 +76,7 @@ class MeasuredGate(ABC, Generic[State]):
         """Return the state after one more window. An empty window changes nothing."""
 
     def after_shadow(self, state: State) -> State:
-        """Return the state with which a rollout goes on to callers: what Shadow's pairs proved, and nothing else."""
+        """Return the state with which a rollout goes on to callers: only what Shadow's pairs proved."""
         return state
 
     @abstractmethod

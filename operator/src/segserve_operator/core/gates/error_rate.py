@@ -23,7 +23,7 @@ from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceeda
 from segserve_operator.core.statistics.past import StablePast
 
 SHADOW_TOLERATED: Final = float(np.log(150.0))
-"""In Shadow: it takes evidence that the harm is more than is tolerated, since waiting for it harms nobody."""
+"""In Shadow: it takes evidence that the harm is more than is tolerated, since waiting for it harms no caller."""
 ASSUMED_S: Final = 3.0
 """Seconds of pairs that count as one where stable's past is unknown: one interruption of half a minute is no proof."""
 SWING: Final = 0.3
@@ -54,7 +54,7 @@ class ErrorRate(ExceedanceGate):
         return self.test.start(shape, past.errors if past is not None else None)
 
     def informed(self, state: ExceedanceState, past: StablePast) -> ExceedanceState:
-        """Return the state with what stable's past tells by now."""
+        """Return the state with what stable's past shows by now."""
         return self.test.informed(state, past.errors)
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:

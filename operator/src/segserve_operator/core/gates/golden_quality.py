@@ -76,7 +76,7 @@ def _slices(scores: Scores) -> dict[str, Floats]:
 
 
 def _sliced(scores: Scores, slices: dict[str, Floats], tolerance: float, level: float, otherwise: Verdict) -> Verdict:
-    """Return the verdict on the slice with the most evidence if it is worse, else that on all images."""
+    """Return the verdict on the slice with the most evidence if it is worse, else the verdict on all images."""
     found = {name: proved_worse(pairs[:, 0] - pairs[:, 1], pairs[:, 1], tolerance) for name, pairs in slices.items()}
     worst = max(found, key=lambda name: found[name])
     bound = math.log(len(slices) / level) if level > 0 else math.inf

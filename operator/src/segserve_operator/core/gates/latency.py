@@ -24,13 +24,13 @@ from segserve_operator.core.statistics.exceedance import EvidenceStream, Exceeda
 from segserve_operator.core.statistics.past import StablePast
 
 RELATIVE: Final = 0.75
-"""Part of the evidence for the comparison with stable if the SLO names latencies too; the rest is for those."""
+"""Part of the evidence for the comparison with stable if the SLO also names latencies; the rest is for those."""
 WARM_UP_S: Final = 20.0
 """Time in which caches and connections of a new server are cold; its first answers prove nothing."""
 SETTLING_S: Final = 120.0
 """Time in which a candidate may be cold, if stable's past is known: slowness then stops it but proves nothing."""
 SHADOW_SETTLING_S: Final = 180.0
-"""The same in Shadow, where waiting harms nobody."""
+"""The same in Shadow, where waiting harms no caller."""
 ODDS: Final = (1.1, 1.4, 2.5)
 """Additional alternatives to bet on: ratio of the odds of being slow to the odds allowed."""
 SWINGS: Final = {0.5: 0.04, 0.95: 0.06, 0.99: 0.1}
@@ -52,7 +52,7 @@ class Latency(ExceedanceGate):
     milliseconds by quantile, rounded up to the next edge. `tolerance` is the share of requests that may be slow in
     addition to stable's.
 
-    Of pairs, those in which the candidate took a ratio longer are compared with those in which stable did: equal
+    Of pairs, the ones in which the candidate took a ratio longer are compared with the ones in which stable did: equal
     revisions are as often the slower one, whatever the load. As all requests may take `stretch` times longer, a ratio
     is opposed to one as far below `stretch` as it is above.
     """
@@ -115,7 +115,7 @@ class Latency(ExceedanceGate):
         return self.test.start(shape, past.latencies if past is not None else None)
 
     def informed(self, state: ExceedanceState, past: StablePast) -> ExceedanceState:
-        """Return the state with what stable's past tells by now, of latencies with this gate's edges."""
+        """Return the state with what stable's past shows by now, of latencies with this gate's edges."""
         return self.test.informed(state, past.latencies)
 
     def update(self, state: ExceedanceState, window: EvidenceWindow) -> ExceedanceState:
@@ -143,11 +143,11 @@ class Latency(ExceedanceGate):
         return np.stack([*worse, *tolerated, of_slow, strict], -2)
 
     def slower(self, ratios: Floats) -> Floats:
-        """Return pairs [..., 3] of `ratios` [..., R + 1]: the candidate took too long, as many times less, neither."""
+        """Return pairs [..., 3] of `ratios` [..., R + 1]: the candidate took too long, the opposite, neither."""
         return self._opposed(tails(ratios), ratios.sum(-1), self.ratios[0], self.stretch)
 
     def _opposed(self, slower: Floats, pairs: Floats, ratio: float, stretch: float) -> Floats:
-        """Return the pairs [..., 3] in which the candidate took `ratio` times as long, and those on the other side.
+        """Return the pairs [..., 3] in which the candidate took `ratio` times as long, and the pairs on the other side.
 
         `slower` [..., R + 2] counts pairs above each edge. The other side is as far below `stretch` as the ratio is
         above it, or nearer.

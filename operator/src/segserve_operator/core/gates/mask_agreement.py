@@ -1,22 +1,22 @@
 """The gate `maskAgreement`: how much the candidate's answers differ from stable's to the same images, without labels.
 
-Agreement is no quality: a better revision differs too. A proof that the mean agreement is below `minimum` therefore
+Agreement is not quality: a better revision also differs. A proof that the mean agreement is below `minimum` therefore
 holds the rollout in Shadow and asks a person, unless `onBreach` says otherwise. Pairs are counted in bins, and each
 counts as the least disagreement of its bin, which favours the candidate. The proof holds at any time if, given all
 images before, the expected disagreement is at most 1 - minimum. Where that changes with the images (an hour of hard
-ones), the mean over such an hour must be within the limit too, or a healthy candidate is held more often. A pass is
+ones), the mean over such an hour must also be within the limit, or a healthy candidate is held more often. A pass is
 proved in the same way, with the most disagreement of each bin.
 
-Without a `minimum` the limit is learnt: comparators ask stable some requests twice, and the candidate may differ from
-stable by `tolerance` more than stable does from itself. How much that is nobody knows exactly. For every mean m that it
-might have, there is a bet that it is less, and one that the candidate's is more than m + tolerance, on other images:
+Without a `minimum` the limit is learnt: comparators send stable some requests twice, and the candidate may differ from
+stable by `tolerance` more than stable does from itself. How much that is cannot be known exactly. For every mean m that
+it might have, there is a bet that it is less, and one that the candidate's is more than m + tolerance, on other images:
 under the null the product of both for the true m is a supermartingale, so the least product over all m is evidence at
-any time. Before stable was asked twice, m is taken to be 0.
+any time. Before stable got requests twice, m is taken to be 0.
 
 Confidence, if it is bounded: the mean shift of scores is tested in both directions, and the evidence is the mean of
 that and the masks'.
 
-Only Shadow's pairs are evidence: later windows have none, and change nothing.
+Only Shadow's pairs are evidence: later windows have no pairs, and change nothing.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class MaskAgreement(MeasuredGate[AgreementState]):
         return replace(state, awaited=np.zeros(state.awaited.shape))
 
     def judge(self, state: AgreementState) -> Judgement:
-        """Return the evidence, which is too little only while pairs wait to be compared. Harm is none."""
+        """Return the evidence, which is too little only while pairs wait to be compared. Harm is 0."""
         return Judgement.of_evidence(self._evidence(state), enough=state.awaited == 0)
 
     def explain(self, state: AgreementState, level: float) -> Verdict:
@@ -213,5 +213,5 @@ def _on_breach(spec: MaskAgreementGate) -> OnBreach:
     return OnBreach(spec.on_breach)
 
 
-# Without labels nobody knows what harm a difference does: the gate reports none.
+# Without labels the harm of a difference is unknown: the gate reports none.
 GATE: Final = MeasuredGateType(MaskAgreementGate, _build, lambda _: 0.5, on_breach=_on_breach)

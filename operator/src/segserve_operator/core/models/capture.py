@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 def capture_rule(
     model: ModelObserved, stable: AssignedModel, shares: Sequence[Share], world: Observed
 ) -> CaptureRule | None:
-    """Return what gateways capture of a model whose first share is stable's; nothing where they cannot, or must not.
+    """Return what gateways capture of a model whose first share is stable's; nothing if they cannot, or must not.
 
-    While the spec cannot be read, and while nobody knows which pixels to redact, there is no rule. Where drift is the
+    While the spec cannot be read, and while the pixels to redact are unknown, there is no rule. Where drift is the
     only reason, the rule of a model that does not drift captures nothing, and former samples are still deleted in time.
     """
     capture = model.wanted.capture if model.wanted is not None else None

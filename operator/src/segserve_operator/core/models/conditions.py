@@ -167,7 +167,7 @@ def _not_compared(state: RolloutState | None, world: Observed) -> FailureReason 
 
 
 def _not_captured(model: ModelObserved, stable: AssignedModel | None, world: Observed) -> FailureReason | None:
-    """Return why no samples of a model are kept, though its spec asks for them."""
+    """Return why no samples of a model are kept, though its spec requires them."""
     capture = model.wanted.capture if model.wanted is not None else None
     if capture is None or stable is None or world.pool is None:
         return None
@@ -193,7 +193,7 @@ def _shut(model: ModelObserved, world: Observed) -> FailureReason | None:
 
 
 def _trial(model: ModelObserved, roles: Roles, report: ModelReport | None, world: Observed) -> TrialProgress | None:
-    """Return the trial of the spec's golden set on the newest revision, if servers have proved that with another."""
+    """Return the trial of the spec's golden set on the newest revision, if servers have proved it with another set."""
     newest = _newest_role(roles)
     if newest is None or report is None or report.state is not ModelState.READY:
         return None
@@ -255,7 +255,7 @@ def _golden(
 def _proved(report: ModelReport, passed: TrialProgress | None, asked: Golden | None) -> ObservedCondition:
     proof = report.proved
     answered: TrialProgress | TrialReport | None = passed
-    # A server tells of its former proof until it was told that the set which it has passed is now the revision's.
+    # A server reports its former proof until its assignment has the set which it has passed as the revision's.
     if answered is None and report.trial is not None and report.trial.passed and report.trial.golden == asked:
         answered = report.trial
     if answered is not None:

@@ -31,7 +31,7 @@ from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
 from segserve_operator.core.world.observed import Observed
 
 Stage = tuple[tuple[Effect, ...], ...]
-"""Effects that may be applied at the same time, in sequences: those of one are applied one after the other."""
+"""Effects that may be applied at the same time, in sequences: a sequence's effects are applied one after the other."""
 
 
 def effects(desired: DesiredState, world: Observed) -> Iterator[Stage]:

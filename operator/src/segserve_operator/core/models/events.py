@@ -81,7 +81,7 @@ def rollout_events(
 ) -> tuple[Event, ...]:
     """Return the events of a change; none if both states are equal.
 
-    `verdicts` are those at the time of the change. None means no rollout; one that disappears before its end, or is
+    `verdicts` are from the time of the change. None means no rollout; one that disappears before its end, or is
     replaced by another, was cancelled.
     """
     same = before is not None and after is not None and before.rollout == after.rollout

@@ -43,7 +43,7 @@ OF_MODELS: Final = ("SaveRevision", "SaveRollout", "Forget")
 REFUSED: Final = Backoff(first_s=1.0, longest_s=30.0)
 PASSING: Final = Backoff(first_s=1.0, longest_s=8.0)
 LASTING: Final = 3
-"""Number of failures in a row from which on statuses tell what may pass in seconds, as a conflict."""
+"""Number of failures in a row from which on statuses report what may pass in seconds, such as a conflict."""
 
 
 def failed(action: Action, reason: FailureReason, world: Observed, *, passing: bool, wait_s: float) -> EffectFailure:

@@ -70,9 +70,8 @@ class DesiredState:
     """The desired world. Groups that are not named here are stopped; `replicas` is their number of servers.
 
     `records` are the rollouts' records after this pass, `checks` the checks to run, `answers` the events that answer
-    requests by model; `watches` and `drifts` are kept by model.
-    `at_rest` tells whether nothing becomes due as time passes: the decision stays as it is until something else
-    changes. `rest` are the models that are settled.
+    requests by model; `watches` and `drifts` are kept by model. `at_rest` says whether nothing becomes due as time
+    passes: the decision stays as it is until something else changes. `rest` are the models that are settled.
     """
 
     statuses: Mapping[str, ModelStatus]
@@ -113,7 +112,7 @@ def desired_state(
     groups, replicas = dict[str, Assignment](), dict[str, int]()
     if world.pool is not None:
         groups, replicas = spread(_assignments(roles, drifts, world), smaller, world.pool, seen.groups)
-    # A server that does not unload it must not keep it from its end: it goes on trying.
+    # A server that does not unload a model must not prevent its end: the server goes on trying.
     assigned = {each.model for assignment in groups.values() for each in assignment.models}
     overdue = {model.name for model in world.models if world.now_s >= model.deleted_s + UNLOAD_S} - assigned
     forgotten = tuple(m.name for m in world.models if m.deleting and (m.name not in held or m.name in overdue))
@@ -224,7 +223,7 @@ def _traffic(
 
 
 def _kept_route(model: ModelObserved, world: Observed) -> Route | None:
-    """Return the present route of a model whose roles nobody knows: what serves goes on, with the servers of now."""
+    """Return the present route of a model whose roles are unknown: what serves goes on, with the present servers."""
     unread = model.problem is not None and model.problem.reason == STATUS_UNREADABLE and not model.deleting
     route = _present_route(model, world) if unread else None
     if route is None:
@@ -300,7 +299,7 @@ def _keeps_pairs(model: ModelObserved, state: RolloutState | None, world: Observ
 
 
 def _affinity(roles: Roles, state: RolloutState | None, world: Observed) -> RouteAffinity | None:
-    """Return how requests of one id stay together, None if the pool's gateway knows no ids."""
+    """Return how requests of one id stay together, None if the pool's gateway has no ids."""
     if world.pool is None or not world.pool.gateway.session_affinity:
         return None
     if state is None or state.ended:
@@ -318,7 +317,7 @@ def _access(model: ModelObserved, world: Observed) -> tuple[AccessRule, ...] | N
     present = _present_route(model, world)
     if present is None:
         return ()
-    # A spec that can be read may say of callers what this release does not know; one that is lost says nothing.
+    # A spec that can be read may have rules for callers that this release does not support; a lost spec has none.
     return present.access if _is_lost(model) else present.access or ()
 
 
@@ -338,14 +337,14 @@ def _present_route(model: ModelObserved, world: Observed) -> Route | None:
 
 
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:
-    """Return whether gateways are to know a revision that gets no requests now: a return needs any server of it."""
+    """Return whether gateways need a revision that gets no requests now: a return needs any server of it."""
     return answers(holder, world) if isinstance(holder, RoleHolder) else suffices(group, holder.revision, world)
 
 
 def _other_weight(
     roles: Roles, state: RolloutState | None, world: Observed
 ) -> tuple[Candidate | RoleHolder | None, int]:
-    """Return who gets requests besides stable and the percentage; nobody if none of its servers is ready."""
+    """Return which revision gets requests besides stable, and the percentage; None if none of its servers is ready."""
     if state is None or state.ended:
         return None, 0
     other: Candidate | RoleHolder | None = None

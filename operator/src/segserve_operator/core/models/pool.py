@@ -75,7 +75,7 @@ def pool_events(before: PoolStatus | None, after: PoolStatus) -> tuple[Event, ..
 
 
 def _idle_groups(world: Observed) -> tuple[str, ...]:
-    """Return the groups that get no requests; the main group is none of them if nothing serves."""
+    """Return the groups that get no requests, without the main group if nothing serves."""
     routes = world.traffic.plan.routes if world.traffic.plan is not None else ()
     serving = {share.group for route in routes for share in route.shares if share.weight} or {world.main}
     return tuple(sorted(world.groups.keys() - serving))
@@ -125,7 +125,7 @@ def _degraded(world: Observed) -> ObservedCondition:
 
 
 def _bad_server(world: Observed) -> FailureReason | None:
-    """Return a server that fails to serve what others of its group serve; those of the main group come first."""
+    """Return a server that fails to serve what others of its group serve; the main group's come first."""
     for name in sorted(world.groups, key=lambda name: (name != world.main, name)):
         for server in world.groups[name].servers:
             for revision in sorted(server.failing):
@@ -149,7 +149,7 @@ def _stall(ready: ObservedCondition, waiting_since_s: float | None, now_s: float
 
 
 def slots(world: Observed) -> Slots:
-    """Return who gets servers for a candidate now, longest waiting first, and who gives servers up for that.
+    """Return which models get servers for a candidate now, longest waiting first, and which give servers up for that.
 
     Candidates that stalled before come after the others, and take servers of other stalled ones only after they have
     waited for a deadline themselves. Models whose candidate failed come last: it may be retried, but most stay as they

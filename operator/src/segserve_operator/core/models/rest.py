@@ -86,7 +86,7 @@ def _is_settled(model: ModelObserved) -> bool:
 
 
 def _keeps_still(model: ModelObserved, world: Observed) -> bool:
-    """Return whether a model has one role, in the main group, for its spec's revision, and nobody asks for more."""
+    """Return whether a model has one role, in the main group, for its spec's revision, and no request is pending."""
     stable, wanted = model.roles.stable, model.wanted
     if not _is_settled(model) or stable is None or wanted is None or model.access == ():
         return False

@@ -28,7 +28,7 @@ from segserve_operator.core.world.streams import STREAMS_SPLIT, split_streams
 
 CLASSES_CHANGED: Final = "ClassesChanged"
 REFUSED_BEFORE_PROOF: Final = frozenset({CLASSES_CHANGED, STREAMS_SPLIT})
-"""Reasons of revisions that no server is asked to prove: without another spec a retry ends the same way."""
+"""Reasons of revisions that no server has to prove: without another spec a retry ends the same way."""
 INTERVAL_S: Final = 1.0
 UNLOAD_S: Final = 30.0
 """How long servers may take to unload a deleted model before it is forgotten; they go on."""
@@ -44,7 +44,7 @@ class Scope:
 
 
 def next_roles(model: ModelObserved, world: Observed, slots: Slots) -> Deciding[tuple[Roles, RolloutUpdate]]:
-    """Return the desired roles of a model and the update of its rollout; asks for decisions before, as `advance` does.
+    """Return the desired roles of a model and the update of its rollout; requests decisions before, as `advance` does.
 
     A model that is being deleted, or has no pool, has no roles. Only candidates with a free slot get a group of their
     own; the others wait.
@@ -98,7 +98,7 @@ def _placed(roles: Roles, scope: Scope) -> Roles:
 
 def _return_to_previous(roles: Roles, scope: Scope) -> Roles:
     # The previous revision is still loaded and proved, so this is one weight write. It goes back in an incident, when
-    # nodes are missing: whatever servers answer are better than a revision that is not wanted.
+    # nodes are missing: any servers that answer are better than an unwanted revision.
     assert roles.stable is not None
     assert roles.previous is not None
     if not answers(roles.previous, scope.world):
@@ -139,7 +139,7 @@ def _group_for(roles: Roles, scope: Scope, revision: str) -> str | None:
     """Return the group to prove a candidate in; None if it has to wait for a slot."""
     pool = scope.world.pool
     assert pool is not None
-    # A candidate is never proved on servers that serve a stable revision; an empty main group harms nobody.
+    # A candidate is never proved on servers that serve a stable revision; an empty main group harms no caller.
     # A model whose stable revision is in another group will still move to main, so that main counts as taken.
     if all(model.roles.stable is None for model in scope.world.models):
         return pool.main
@@ -189,7 +189,7 @@ def _judge_candidate(roles: Roles, scope: Scope) -> Roles:
     if enough and (roles.stable is None or _may_take_all(candidate, scope)):
         return _promoted(roles, candidate, world.now_s)
     failure = blame(candidate.group, candidate.revision, world)
-    # While servers of two templates are one group, those of the former one may be at fault.
+    # While servers of two templates are one group, the former template's servers may be at fault.
     is_mixed = candidate.group == world.main and world.pool is not None and len(world.pool.update.counts) > 1
     if failure is not None and not is_mixed:
         template = template_of(candidate.group) if world.pool is not None and world.pool.template else ""
@@ -218,7 +218,7 @@ def _promoted(roles: Roles, candidate: Candidate, now_s: float) -> Roles:
 def _may_take_all(candidate: Candidate, scope: Scope) -> bool:
     """Return whether a proved candidate is promoted at once, i.e. there is no rollout policy.
 
-    Every gateway must know its servers by then, so that the promotion is a mere change of weights.
+    Every gateway must have its servers by then, so that the promotion is a mere change of weights.
     """
     wanted = scope.model.wanted
     if (
@@ -329,7 +329,7 @@ def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedM
 
 
 def _loaded(revision: str, world: Observed) -> AssignedModel | None:
-    """Return a revision as some servers were told to load it: its record is gone, or cannot be read."""
+    """Return a revision from some servers' assignment: its record is gone, or cannot be read."""
     assigned = (each for group in world.groups.values() for each in group.assignment.models)
     return next((each for each in assigned if each.revision == revision), None)
 

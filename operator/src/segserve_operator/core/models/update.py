@@ -1,8 +1,8 @@
 """Updates of a pool's servers to another template: whether one begins, and how many servers each main group has.
 
-A pool keeps the template that it has adopted until its own settings change or somebody asks for the update. While one
+A pool keeps the template that it has adopted until its own settings change or a user requests the update. While one
 template replaces another, the servers of both hold the same revisions and count as one group, under the name of the
-adopted template's: roles, routes and evidence do not notice the update.
+adopted template's group: roles, routes and evidence do not notice the update.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def template_of(group: str) -> str:
 
 
 def offered_update(world: Observed) -> Iterator[ObservedCondition]:
-    """Yield the condition that tells which update the operator offers, if it offers one."""
+    """Yield the condition that says which update the operator offers, if it offers one."""
     pool = world.pool
     kept = pool.update.kept if pool is not None else None
     if pool is None or kept is None or kept.next or kept.digest == pool.template:
@@ -183,7 +183,7 @@ def _is_wanted(former: Template, pool: PoolObserved) -> bool:
 
 
 def _is_asked_for(pool: PoolObserved) -> bool:
-    """Return whether the request is for the template that this operator offers: it may name that of the next one."""
+    """Return whether the request is for the template that this operator offers: it may name the next operator's."""
     request = pool.update.request
     return bool(request) and (request == pool.template or not _DIGEST.fullmatch(request))
 
@@ -253,7 +253,7 @@ def _rolled(
 def _is_asked(server: ServerObserved, revisions: Collection[str], traffic: TrafficState) -> bool:
     """Return whether all gateways send a server requests for these revisions; until then it can replace no other.
 
-    A gateway may refuse a plan, as one without a certificate does where servers begin to want one.
+    A gateway may refuse a plan, as one without a certificate does if servers begin to require one.
     """
     if traffic.plan is None:
         return not revisions
@@ -302,7 +302,7 @@ def answering_servers(group: GroupObserved, revisions: Collection[str]) -> list[
 
 
 def _as_one_group(world: Observed) -> Observed:
-    """Return the world with all main groups as one: that of the template that the pool keeps."""
+    """Return the world with all main groups as one: the group of the template that the pool keeps."""
     main = world.main
     mains = main_groups(world)
     others = {name: group for name, group in mains.items() if name != main}
@@ -336,7 +336,7 @@ def _digest(main: str) -> str:
 
 
 def _in_main(model: ModelObserved, main: str) -> ModelObserved:
-    """Return the model with its revisions in the pool's main group, where they are in that of another template."""
+    """Return the model with its revisions in the pool's main group, if they are in another template's."""
     roles = model.roles
     candidate = roles.candidate
     if candidate is not None and candidate.group is not None and _MAIN_NAME.fullmatch(candidate.group):

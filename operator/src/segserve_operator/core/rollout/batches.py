@@ -30,7 +30,7 @@ def taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Hashable:
     if (fields_of := reader(value.__class__)) is not None:
         shape: list[Any] = [type(value)]
         for part in fields_of(value):
-            # Most are arrays: asked here, since this is done for each number of each rollout in each look.
+            # Most are arrays: checked here, since this is done for each number of each rollout in each look.
             if type(part) is np.ndarray:
                 arrays.append(part)
                 shape += part.dtype.char, part.shape
@@ -77,7 +77,7 @@ def at_once(compute: Callable[[T], Result], like: T, values: Sequence[Sequence[N
 
 
 def _stacked(values: Sequence[Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
-    """Return the arrays of values stacked along a new first axis: those of a type by one copy of all their numbers."""
+    """Return the arrays of values stacked along a new first axis: arrays of a type by one copy of all their numbers."""
     first = values[0]
     stacked: list[NDArray[Any]] = [*first]
     for places in _places(first):
@@ -118,7 +118,7 @@ def answered(
     routines: Mapping[Key, Generator[Question, Answer, Result]],
     answer: Callable[[Sequence[Question]], Sequence[Answer]],
 ) -> dict[Key, Result]:
-    """Run routines that ask questions to their ends; those asked at the same time are answered together."""
+    """Run routines that ask questions to their ends; simultaneous questions are answered together."""
     results: dict[Key, Result] = {}
     replies: dict[Key, Answer | None] = dict.fromkeys(routines)
     while replies:

@@ -19,12 +19,13 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class SeriesCounts:
-    """Counters of one series at one gateway since it knows the group.
+    """Counters of one series at one gateway since it has the group.
 
     attempts: requests that ended; a retried request counts once per attempt. failed: attempts with a server error.
     given_up: attempts that timed out or whose caller disconnected. active: in flight now. latencies: (lower edge in ms,
     count) of non-empty bins, for answers only, from the last byte of the request to the last byte of the answer.
-    left: those of given_up whose caller disconnected, and waited_ms: how long they had waited for an answer, together.
+    left: attempts in given_up whose caller disconnected, and waited_ms: how long they had waited for an answer, in
+    total.
     """
 
     attempts: int = 0
@@ -38,13 +39,13 @@ class SeriesCounts:
 
 @dataclass(frozen=True, slots=True)
 class PairCounts:
-    """Counters of the pairs that one gateway's comparator asked two groups for, about one model.
+    """Counters of the pairs that one gateway's comparator sent to two groups, for one model.
 
-    `baseline` and `shifts` are as in `core.evidence.Pairs`.
-    `epoch` changes when the comparator starts anew, or compares other groups: it then counts from zero. failed: pairs
-    by (stable failed, candidate failed): neither, the candidate alone, stable alone, both. latencies: of stable and
-    candidate, as in `SeriesCounts`. ratios, disagreements: as in `core.evidence.Pairs`. dropped: copies that were not
-    asked, since others were under way or there were too many.
+    `baseline` and `shifts` are as in `core.evidence.Pairs`. `epoch` changes when the comparator starts anew, or
+    compares other groups: it then counts from zero. failed: pairs by (stable failed, candidate failed): neither, the
+    candidate alone, stable alone, both. latencies: of stable and candidate, as in `SeriesCounts`. ratios,
+    disagreements: as in `core.evidence.Pairs`. dropped: copies that were not sent, since others were under way or there
+    were too many.
     """
 
     epoch: str
@@ -63,8 +64,8 @@ class PairCounts:
 class Counters:
     """Counters of one gateway. `epoch` changes when the gateway restarts and its counters start at zero again.
 
-    `at_s` is the time of reading and `began_s` that of its start, both Unix time. `pairs` are its comparator's, if it
-    compares.
+    `at_s` is the time of reading and `began_s` the time of its start, both Unix time. `pairs` are its comparator's, if
+    it compares.
     """
 
     epoch: str

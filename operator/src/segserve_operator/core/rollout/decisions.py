@@ -48,7 +48,7 @@ class DecisionInput:
 
     In Shadow the `window` is of pairs, and `callers` are the requests of callers meanwhile, which decide nothing.
     `past` is stable's, for gates that learn from it while it is short. `skipped` are the gates to ignore, `paused`
-    whether a person has paused the rollout. `actor` is who caused the decision, for the record.
+    whether a person has paused the rollout. `actor` is the user who caused the decision, for the record.
     """
 
     now_s: float
@@ -83,7 +83,7 @@ class DecisionResult:
 
 
 Deciding: TypeAlias = Generator[tuple[Record, DecisionInput], DecisionResult, T]
-"""A routine that asks for decisions: each on a record and new inputs."""
+"""A routine that requests decisions: each on a record and new inputs."""
 
 
 @dataclass(frozen=True, slots=True)

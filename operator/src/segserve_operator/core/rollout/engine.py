@@ -59,7 +59,7 @@ MAX_QUARANTINES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class ShadowPolicy:
-    """How long the candidate is asked copies of callers' requests: `min_requests` of them, at most `maximum_s`.
+    """How long the candidate gets copies of callers' requests: `min_requests` of them, at most `maximum_s`.
 
     With `skips_steps`, steps whose rate of requests it has had then are left out.
     """
@@ -99,9 +99,9 @@ class Policy:
 class Progress:
     """Progress of rollouts; every field has the leading axes of the simulation, or none.
 
-    `step` is -1 before the first; `since_s`, `step_since_s`, `started_s` Unix time, and `resumed_s` too: when a person
-    last ended a pause (0 is never). `failures` counts the candidate's failures in a row, `stable_answered_s` is when
-    stable last answered. `seen` are the candidate's requests in this step (in Shadow: the copies that it was asked),
+    `step` is -1 before the first; `since_s`, `step_since_s`, `started_s` and `resumed_s`, when a person last ended a
+    pause (0 is never), are Unix time. `failures` counts the candidate's failures in a row, `stable_answered_s` is when
+    stable last answered. `seen` are the candidate's requests in this step (in Shadow: the copies that it got),
     `bad` its excess bad requests before the last quarantine, `rate` all requests of callers a second.
     """
 
@@ -144,12 +144,12 @@ class Progress:
 class Signals:
     """Inputs of a decision besides the evidence. Arrays as in `Progress`, or plain values for all rollouts.
 
-    `ready`: enough of the candidate's servers serve it, and the gateways know them. `grown`: they suffice for the next
-    weight too. `lost`: it should get requests, but no server serves it. `golden`: golden images passed (1), failed
-    (-1), or neither (0). `probes`: segserve's own requests in quarantine are answered (1), fail (-1), or neither (0).
-    `forbidden`: a checked gate breaches; `allowed`: all checked gates pass. `asked`: a person's request (ABORT,
-    PROMOTE, or ADVANCE to resume), else `Signal.NONE`. `superseded`: the spec requires another revision. `counted`:
-    gateways compare both revisions and tell their counts of callers' requests.
+    `ready`: enough of the candidate's servers serve it, and the gateways have their addresses. `grown`: they also
+    suffice for the next weight. `lost`: it should get requests, but no server serves it. `golden`: golden images passed
+    (1), failed (-1), or neither (0). `probes`: segserve's own requests in quarantine are answered (1), fail (-1), or
+    neither (0). `forbidden`: a checked gate breaches; `allowed`: all checked gates pass. `asked`: a person's request
+    (ABORT, PROMOTE, or ADVANCE to resume), else `Signal.NONE`. `superseded`: the spec requires another revision.
+    `counted`: gateways compare both revisions and report their counts of callers' requests.
     """
 
     ready: Bools | bool = True
@@ -445,7 +445,7 @@ def _negligible(policy: Policy, judged: Sequence[Judgement]) -> list[Bools]:
 
 
 def shadow_passes(policy: Policy, progress: Progress, judged: Sequence[Judgement]) -> Bools:
-    """Return whether a candidate in Shadow was asked enough copies, and all gates have bounded its harm."""
+    """Return whether a candidate in Shadow got enough copies, and all gates have bounded its harm."""
     few = policy.shadow.min_requests if policy.shadow is not None else np.inf
     passes: Bools = (progress.phase == Phase.SHADOW) & (progress.seen >= few)
     for judgement, negligible in zip(judged, _negligible(policy, judged), strict=True):
@@ -472,7 +472,7 @@ def _shadow_over(policy: Policy, progress: Progress, judged: Sequence[Judgement]
 def step_after_shadow(policy: Policy, progress: Progress, now_s: float) -> Ints:
     """Return the first step that a candidate in Shadow has to take: the first that brings more requests than Shadow's.
 
-    What a person wants to see, and what has a shortest duration, is not left out; nor is the last step.
+    A step after which a person must resume, or with a shortest duration, is not left out; nor is the last step.
     """
     step = np.zeros(progress.phase.shape, np.int8)
     if policy.shadow is None or not policy.shadow.skips_steps:

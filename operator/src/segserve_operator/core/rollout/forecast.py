@@ -47,7 +47,7 @@ class Forecast:
 
     `wait` is why it does not advance now, `undecided` the checked gates without a pass, and `measuring` the measured
     gates whose evidence does not allow the next weight yet. `requests_per_second` is the rate of both revisions, and
-    `last_request_s` (Unix time) when the last request ended, 0 if there was none.
+    `last_request_s` (Unix time) when the last request ended, 0 without one.
 
     Infinity means unknown: without requests, if it waits for something else than time and requests, or if it would take
     longer than the rollout's deadline. `next_s` is the time to the next weight, in Shadow the longest, `next_requests`
@@ -95,7 +95,7 @@ def requests_per_second(rows: Iterable[Row]) -> float:
 
 
 def last_request_s(rows: Iterable[Row]) -> float:
-    """Return the Unix time of the last row with requests, 0 if there is none."""
+    """Return the Unix time of the last row with requests, 0 without one."""
     return max((row.at_s for row in rows if sum(row.requests)), default=0.0)
 
 
@@ -140,7 +140,7 @@ def forecast(record: Record, skipped: tuple[str, ...], now_s: float) -> Forecast
 def _until_steps(found: Forecast, shadow: ShadowPolicy, progress: Progress) -> Forecast:
     """Return the forecast of a rollout in Shadow: the steps begin when its time is over, at the latest.
 
-    Nobody knows how long one that is probably worse stays.
+    How long one that is probably worse stays is unknown.
     """
     left_s = float(max(progress.step_since_s, progress.resumed_s)) + shadow.maximum_s - found.at_s
     missing = max(shadow.min_requests - float(progress.seen), 0.0)

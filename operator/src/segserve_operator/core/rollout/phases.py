@@ -42,7 +42,7 @@ class Phase(IntEnum):
 
     @classmethod
     def labelled(cls, label: str) -> Phase:
-        """Return the phase with this label; raises KeyError if there is none."""
+        """Return the phase with this label; raises KeyError for an unknown label."""
         return {phase.label: phase for phase in cls}[label]
 
 
@@ -66,7 +66,7 @@ class Signal(IntEnum):
     RESUMED = 8
     """Segserve's own requests are answered."""
     PROVED = 9
-    """All its servers serve it, and every gateway knows them."""
+    """All its servers serve it, and every gateway has their addresses."""
     GOLDEN_PASSED = 10
     ADVANCE = 11
     """The next step may begin."""

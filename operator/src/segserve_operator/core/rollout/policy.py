@@ -50,7 +50,7 @@ def engine_policy(policy: RolloutPolicy) -> Policy:
 
 def _shadow(policy: RolloutPolicy) -> ShadowPolicy | None:
     if policy.shadow is None:
-        # What is only to be judged by copies, and cannot be asked any, ends without a verdict.
+        # A rollout that is only judged by copies, and can get none, ends without a verdict.
         return ShadowPolicy(maximum_s=0.0) if policy.strategy == "shadow" else None
     return ShadowPolicy(
         min_requests=float(policy.shadow.min_requests),

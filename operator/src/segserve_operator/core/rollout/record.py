@@ -88,7 +88,7 @@ class PairRow:
 class Row:
     """A stored window: (stable, candidate) counts of callers' requests, and their latencies by bin.
 
-    `pairs` are what both were asked beside callers' requests, in Shadow; they are in no other number.
+    `pairs` are the requests sent to both beside callers' requests, in Shadow; they are in no other number.
     """
 
     at_s: float

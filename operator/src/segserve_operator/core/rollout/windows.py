@@ -134,9 +134,9 @@ def _since(then: int, now: int) -> int:
 
 
 def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
-    """Return the attempts per latency bin; those that timed out are in the last one.
+    """Return the attempts per latency bin; attempts that timed out are in the last one.
 
-    A caller who leaves has waited no longer than an answer takes, whatever he is up to, so those who left are in the
+    A caller that leaves has waited no longer than an answer takes, whatever its reason, so callers that left are in the
     bin of the time that they waited on average.
     """
     # As plain numbers: arrays are slower for one at a time, and this is done for each latency of each rollout.

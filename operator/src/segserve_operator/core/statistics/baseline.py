@@ -18,7 +18,7 @@ HALF_LIFE_S: Final = 30.0
 REMEMBERED: Final = 300.0
 """Number of requests that are remembered at least, however old they are."""
 JUMP: Final = 15.0
-"""Weight of the past in requests, beside those of the present block, if the present is the worse of the two."""
+"""Weight of the past in requests, beside the present block's, if the present is the worse of the two."""
 DISPERSION_PRIOR: Final = 1.0
 """Weight of the assumption that requests are independent."""
 DISPERSION_HALF_LIFE_S: Final = 180.0

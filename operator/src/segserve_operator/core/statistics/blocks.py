@@ -9,8 +9,8 @@ import numpy as np
 from segserve_operator.core.evidence import CANDIDATE, STABLE, Bools, Floats
 
 SHORTEST_S: Final = 5.0
-"""Shortest block: servers have better and worse seconds, and those of one block count as one observation. Blocks are
-longer in proportion to the dispersion of stable's requests, since its bad times then last longer."""
+"""Shortest block: servers have better and worse seconds, and the seconds of one block count as one observation. Blocks
+are longer in proportion to the dispersion of stable's requests, since its bad times then last longer."""
 LONGEST_OF_BURSTS_S: Final = 30.0
 LONG_S: Final = 15.0
 LONGEST_S: Final = 60.0
@@ -130,6 +130,6 @@ def certified(harmless: Floats, bad: Floats, requests: Floats, share: Floats, sp
 
 
 def harm_bound(harmless: Floats) -> Floats:
-    """Return the smallest certified level [...]; 1 if there is none."""
+    """Return the smallest certified level [...], or 1."""
     bound: Floats = np.where(harmless >= BOUND, np.array(CERTIFIED), 1.0).min(-1)
     return bound

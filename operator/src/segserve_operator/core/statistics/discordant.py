@@ -1,5 +1,5 @@
-"""Anytime-valid test on pairs: both revisions were asked the same at the same moment, and x is 1 if the candidate alone
-was bad, -1 if stable alone was, and 0 else.
+"""Anytime-valid test on pairs: both revisions got the same request at the same moment, and x is 1 if the candidate
+alone was bad, -1 if stable alone was, and 0 else.
 
 What hits both cancels, whatever its level is, and no baseline is estimated. The null says that x is at most `tolerance`
 on average. A bet multiplies the wealth by 1 + stake (x - tolerance), which is at most 1 on average under the null
@@ -11,14 +11,14 @@ how many requests count as one (`past`); an approximation (quasi-likelihood). If
 the sign of its sum, the sum itself, and one between. If equal revisions may change places in a block without a
 difference, then the sign is as often positive as negative however its requests depend on each other, and so many
 additional failures move it by no more than their number. Blocks last a minute, and pay at most twice their stake: proof
-takes a quarter of an hour, which in Shadow harms nobody.
+takes a quarter of an hour, which in Shadow harms no caller.
 
 A candidate that fails plainly need not have so long. Whatever a block holds, exchangeable revisions put it against the
 candidate in half of all cases, so that no test without another assumption gains more than log 2 by it. `quick` bets as
 if the past were known and had clusters of which `assumed_s` seconds of pairs count as one: twice as many as of bursts
 of 30 s with a correlation of 0.05. Under that assumption it is an e-value (as far as the division makes it one). The
-evidence is its mean with that of the blocks, which assume nothing of the kind (Vovk and Wang 2021). That all pairs of t
-seconds fail is worth at most t / assumed_s * log 1.9: an interruption of half a minute is no proof.
+evidence is its mean with the blocks' evidence, which assumes nothing of the kind (Vovk and Wang 2021). That all pairs
+of t seconds fail is worth at most t / assumed_s * log 1.9: an interruption of half a minute is no proof.
 
 Harm is certified by the same bets the other way, against each level of it.
 """
@@ -156,7 +156,7 @@ class Discordant:
         return least
 
     def harm(self, state: DiscordantState) -> Floats:
-        """Return the smallest level [...] that all certificates exclude; 1 if there is none."""
+        """Return the smallest level [...] that all certificates exclude, or 1."""
         excluded: Floats = np.where(self.certified(state) >= BOUND, np.array(CERTIFIED), 1.0).min(-1)
         return excluded
 

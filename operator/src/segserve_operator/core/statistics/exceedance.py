@@ -12,10 +12,10 @@ the first and `TOLERATED` times less of the second (`KNOWN_TOLERATED` times less
 Candidates as good as stable are thus accused at the declared rate at most, and those that are worse but tolerable at
 that many times it; in exchange a bad one is found much sooner.
 
-In Shadow both are asked the same (`discordant`), and the evidence is the mean of three e-values: of pairs, of the same
-requests without regard to pairs, and 1. A mean of e-values is one however they depend on each other, and a product only
-if each is one given the other (Vovk and Wang 2021): so it is the mean while both see the same requests, and afterwards
-the product of what Shadow proved and of what callers' requests prove.
+In Shadow both get the same requests (`discordant`), and the evidence is the mean of three e-values: of pairs, of the
+same requests without regard to pairs, and 1. A mean of e-values is one however they depend on each other, and a product
+only if each is one given the other (Vovk and Wang 2021): so it is the mean while both see the same requests, and
+afterwards the product of what Shadow proved and of what callers' requests prove.
 
 A fault that begins late meets many requests of the candidate and, in a bake, few of stable: until these exclude an
 incident of both, callers are harmed. `surge` does not wait for them, and is no proof. It is a CUSUM of e-values (Page
@@ -23,7 +23,8 @@ incident of both, callers are harmed. `surge` does not wait for them, and is no 
 requests, divided by stable's clusters, against the share that is allowed by stable's past, and it begins anew where it
 falls below 1. As it is at most the sum over all beginnings, it takes `SURGE` looks on average or more until it reaches
 `SURGE` while the candidate keeps to that share, and far more for one that is as good as stable. It has the candidate
-quarantined; segserve's own requests to both then tell an incident from a fault, and callers meanwhile have stable.
+quarantined; segserve's own requests to both then distinguish an incident from a fault, and callers meanwhile have
+stable.
 """
 
 from __future__ import annotations
@@ -86,14 +87,14 @@ MAX_SURGE: Final = SURGE + np.log(len(ODDS)) + 0.5
 SURGE_FADES: Final = 0.5
 """What is taken from it for each second without the candidate's requests: after a quarantine it is below its limit."""
 NO_SURGE: Final = -1.0
-"""In its place in states that have none: of before, or without stable's past."""
+"""In its place in states without a surge: of before, or without stable's past."""
 UNKNOWN: Final = -1.0
 """In place of seconds of clustering: stable's past is too short to know."""
 KNOWN_SWITCH: Final = 0.0003
 MOST_KNOWN_SWITCH: Final = 0.003
 """The same as `SWITCH` and `MOST_SWITCH`, per independent request, for bets at a known dependence."""
 PAST_REQUESTS: Final = 2000.0
-"""Most requests that stable's past counts for, beside those of the rollout, where its latencies are expected."""
+"""Most requests that stable's past counts for, beside the rollout's, where its latencies are expected."""
 SHADOW_WEIGHTS: Final = (0.5, 0.25, 0.25)
 """Parts of the evidence in Shadow: of pairs, of requests, and of no bet, so that a fault that comes later is found."""
 UNKNOWN_WEIGHTS: Final = (0.75, 0.0, 0.25)
@@ -136,10 +137,10 @@ class ExceedanceState:
     clustered_s [..., S], past [..., B]: seconds of clustering in stable's past (`UNKNOWN` if that is too short), and
     its counts; see `informed`.
     paired [..., 2, S, K]: log wealth of the bets on both revisions in the same block, as `wealth`; only if it is known.
-    shadowed [...]: 1 while the candidate is in Shadow and was asked. carried [..., 2]: log evidence that Shadow left.
-    pairs_...: of Shadow's pairs, as `DiscordantState` says.
+    shadowed [...]: 1 while the candidate is in Shadow and got requests.
+    carried [..., 2]: log evidence that Shadow left. pairs_...: of Shadow's pairs, as `DiscordantState` says.
     least_s [...]: seconds of clustering that verdicts allow for at least, while stable's past is short.
-    surge [..., K]: log of the CUSUM against each alternative, 0 to `MAX_SURGE`; `NO_SURGE` where there is none.
+    surge [..., K]: log of the CUSUM against each alternative, 0 to `MAX_SURGE`; `NO_SURGE` without one.
     """
 
     served_s: Floats
@@ -229,7 +230,7 @@ class Exceedance:
         return self.informed(replace(state, pairs_assumed_s=np.full(shape, self.pairs.assumed_s)), past)
 
     def informed(self, state: ExceedanceState, past: Past) -> ExceedanceState:
-        """Return the state with what stable's past tells by now; one that had a past that is as long keeps it."""
+        """Return the state with what stable's past shows by now; a state with a past as long keeps it."""
         learns: Bools = past.enough & (~_known(state) | (state.least_s > self.pairs.assumed_s * past.lacking))
         if not learns.any():
             return state
@@ -282,9 +283,9 @@ class Exceedance:
         return _chosen(closes, cleared, replace(state, pending=pending, age_s=age_s))
 
     def update_pairs(self, state: ExceedanceState, bins: Floats, seconds: Floats, counts: Floats) -> ExceedanceState:
-        """Take in a look of Shadow: both revisions' counts [..., 2, B], and those of pairs [..., Q, 3].
+        """Take in a look of Shadow: both revisions' counts [..., 2, B], and the pairs' [..., Q, 3].
 
-        What fails in Shadow has harmed nobody, and is no excess.
+        What fails in Shadow has harmed no caller, and is no excess.
         """
         after = self.update(state, bins, seconds)
         pairs, known = pairs_of(state), _known(state)
@@ -328,7 +329,7 @@ class Exceedance:
         )
 
     def _warm(self, state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[Floats, Floats]:
-        """Return the counts without those of a candidate that is still cold, and for how long it has served."""
+        """Return the counts without the counts of a candidate that is still cold, and for how long it has served."""
         begun = (state.served_s > 0) | bins[..., CANDIDATE, :].any(-1)
         cold = ((state.served_s < self.warm_up_s) & ~_known(state))[..., None] & (np.arange(2) == CANDIDATE)
         return np.where(cold[..., None], 0.0, bins), np.where(begun, state.served_s + seconds, 0.0)

@@ -1,8 +1,8 @@
 """How stable's failures and slowness clustered in its own past: the dependence that bets on a candidate allow for.
 
 If any two requests within h seconds have a correlation r, the count of n of them varies 1 + (n - 1) r times as much as
-that of independent ones. The product of h and r, here in seconds, is nearly the same at every h beyond a cluster's
-length, and at every rate of requests: it tells how many requests of a candidate count as one, whatever its weight is.
+the count of independent ones. The product of h and r, here in seconds, is nearly the same at every h beyond a cluster's
+length, and at every rate of requests: it gives how many requests of a candidate count as one, whatever its weight is.
 It is measured over windows of 15, 60 and 240 s, which contain clusters of all shorter lengths, and bets use the largest
 of the upper confidence bounds.
 """
@@ -56,7 +56,7 @@ class Past:
         return cls(zeros, each, zeros, zeros, each, each, each)
 
     def added(self, bins: Floats, seconds: Floats) -> Past:
-        """Return the past with stable's counts [..., B] of the next seconds [...]; a look without requests is none."""
+        """Return the past with stable's counts [..., B] of the next seconds [...]; empty looks do not count."""
         here = (bins.any(-1) & (seconds > 0))[..., None]
         open_s = self.open_s + np.where(here, np.asarray(seconds)[..., None], 0.0)
         opened = self.open + np.where(here, bins, 0.0)[..., None, :]
@@ -112,7 +112,7 @@ class Past:
         expected = np.maximum(share * (1.0 - share) * requests, 1e-9)
         deviations = squares - 2.0 * share * cross + share**2 * self.squares[..., :1]
         times = np.maximum(deviations / expected * windows / (windows - 1.0), 1.0)
-        # Of the variance of an estimated variance: that of a normal quantity, and more where few are above the edge.
+        # The variance of an estimated variance: as for a normal quantity, and more where few are above the edge.
         noise = np.sqrt((2.0 + windows / expected) / windows)
         seconds = np.maximum(self.seconds[..., None], 1e-9)
         clustered_s = (times * (1.0 + DEVIATIONS * noise) - 1.0) * seconds / requests

@@ -1,1 +1,1 @@
-"""The world as one pass observes it, and rules about it that need nothing else."""
+"""The world as one pass observes it, and rules that need only the world."""

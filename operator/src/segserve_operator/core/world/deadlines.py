@@ -61,7 +61,7 @@ def overdue_reason(model: ModelObserved, revision: str, group_name: str, world: 
 
 
 def waited_out_s(roles: Roles, limit_s: float, now_s: float) -> float:
-    """Return the seconds until a candidate's deadline; infinity if there is none, or it has passed."""
+    """Return the seconds until a candidate's deadline; infinity without one, or if it has passed."""
     candidate = roles.candidate
     if candidate is None or candidate.failure is not None:
         return math.inf

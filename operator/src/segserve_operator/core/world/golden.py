@@ -20,7 +20,7 @@ class TrialProgress:
     """A trial of `golden` (None: the built-in image) on a revision: `passed` on `servers` of `wanted` servers.
 
     `images` is the number of images that each of them answered. `possible` is False if the servers' agents cannot make
-    one, because no server has proved the revision yet or they are of a version that knows no trials.
+    one, because no server has proved the revision yet or the agents are of a version without trials.
     """
 
     revision: str
@@ -77,9 +77,9 @@ def trial_of(revision: str, model: ModelObserved, world: Observed) -> TrialProgr
 
 
 def golden_of(record: AssignedModel, model: ModelObserved, world: Observed) -> Golden | None:
-    """Return the golden set of a revision of the spec: that of its record until the spec's has passed its trial.
+    """Return the golden set of a revision of the spec: its record's until the spec's has passed its trial.
 
-    A candidate that its servers do not get proved takes the spec's at once: nobody depends on it.
+    A candidate that its servers cannot prove takes the spec's at once: no caller depends on it.
     """
     trial = trial_of(record.revision, model, world)
     if trial is None or trial.passed or _fails(record.revision, model, world):

@@ -75,8 +75,8 @@ class Candidate:
     """A revision that is to become stable. One that failed, was only judged, or waits for a slot, has no group.
 
     `since_s` is when it got the role, its group, or gave that up. `failure` is also why one that was `judged` goes no
-    further. `template` is that of the servers that failed to serve it: another one may be able to. `stalled` is why it
-    gave its group up: others go first until it gets another. `promoted`: a person has asked to roll out what was
+    further. `template` is the template of the servers that failed to serve it: another one may be able to. `stalled` is
+    why it gave its group up: others go first until it gets another. `promoted`: a person has asked to roll out what was
     judged.
     """
 
@@ -172,8 +172,9 @@ class Wanted:
 class ModelObserved:
     """One model: its spec (or why it cannot be read) and its status.
 
-    `annotations` contains those with segserve's prefix. `access` says who may use the model: whoever the gateway takes
-    if it is None, and nobody that the spec tells if it is empty. It is `deleting` since `deleted_s` (Unix seconds).
+    `annotations` contains the ones with segserve's prefix. `access` says who may use the model: any caller that
+    the gateway admits if it is None, and no caller by the spec if it is empty. It is `deleting` since `deleted_s` (Unix
+    seconds).
     """
 
     name: str
@@ -229,7 +230,7 @@ class ServerObserved:
         object.__setattr__(self, "failing", frozenset(failing) if self.ready else frozenset())
 
     def report(self, revision: str) -> ModelReport | None:
-        """Return the agent's report on a revision; None if there is none or the server is not ready."""
+        """Return the agent's report on a revision; None without one, or if the server is not ready."""
         return self._by_revision.get(revision) if self.ready else None
 
     def proved(self, revision: str) -> bool:
@@ -282,7 +283,7 @@ class GroupObserved:
     """One group of equal servers: its assignment and the servers' reports.
 
     `leaving` are terminating servers, which no longer count but answer if no other does. `wanted` is the desired number
-    of servers, `replicas` the number that the group was last told to have. `intact` is False if something else of the
+    of servers, `replicas` the number that was last set for the group. `intact` is False if something else of the
     group must be started or corrected, `written` is False if the agents cannot read the whole assignment. `problem`
     says why servers do not become ready.
     """
@@ -303,7 +304,7 @@ class GroupObserved:
         object.__setattr__(self, "_assigned", frozenset(assigned.model for assigned in self.assignment.models))
 
     def reports(self, revision: str) -> RevisionReports:
-        """Return what the servers say of a revision; they are asked once, however often it is looked up."""
+        """Return what the servers report of a revision; computed once, however often it is looked up."""
         found = self._reports.get(revision)
         if found is None:
             found = self._reports[revision] = RevisionReports.of(self.servers, revision)
@@ -323,7 +324,7 @@ class GroupObserved:
         return tuple(server.endpoint for server in servers)
 
     def complete(self, revision: str) -> bool:
-        """Return whether all wanted servers, and at least one, serve a revision."""
+        """Return whether all `wanted` servers, and at least one, serve a revision."""
         return len(self.proved(revision)) >= max(self.wanted, 1)
 
     def failed(self, revision: str) -> tuple[ServerObserved, ...]:
@@ -378,7 +379,7 @@ class MinReady:
     percent: int = 80
 
     def of(self, wanted: int) -> int:
-        """Return the number for a group of `wanted` servers: from 1 to all of them, a percentage to the nearest."""
+        """Return the number in a group of `wanted` servers: from 1 to all of them, a percentage to the nearest."""
         number = self.servers if self.servers is not None else (wanted * self.percent + 50) // 100
         return max(1, min(number, wanted))
 
@@ -405,7 +406,7 @@ class ServerUpdate:
 
     `settings` is the digest of the pool's own part of the present template, `request` the text that asks for the
     update, `difference` what changed. `kept` is the template of the main group, `counts` the next numbers of servers of
-    the main groups of all templates, `stuck` the condition that tells why the update goes no further.
+    the main groups of all templates, `stuck` the condition that says why the update goes no further.
     """
 
     policy: Update = field(default_factory=Update)
@@ -424,7 +425,7 @@ class PoolObserved:
     `template` identifies the template that groups are made from now: groups made from another one are replaced, not
     changed. The local platform has no template. With `shared` isolation candidates share one group. `replicas` is the
     number of servers of a group, `min_ready` how many of them must have proved a revision before it serves. `progress`
-    is the condition that tells how far a change is, `ignored` which part of the spec the operator does not allow.
+    is the condition that says how far a change is, `ignored` which part of the spec the operator does not allow.
     """
 
     name: str = ""
@@ -462,7 +463,8 @@ class EffectFailure:
     """An effect that failed the last `attempts` times: its kind and its subject, such as StartGroup and `main`.
 
     `content` is what was to be written: another content is tried at once, the same one again from `retry_s` (Unix
-    seconds) on. `reported`: statuses tell it, which what may pass in seconds is not until it has lasted.
+    seconds) on. `reported`: statuses report it; a failure that may pass in seconds is reported only after it has
+    lasted.
     """
 
     kind: str

@@ -95,7 +95,7 @@ def blame(name: str, revision: str, world: Observed) -> FailureReason | None:
 
 
 def prevailing_report(name: str, revision: str, world: Observed) -> ModelReport | None:
-    """Return the report that stands for a group: the least advanced one, or a better one than that of bad servers."""
+    """Return the report that stands for a group: the least advanced one, or a better one than the bad servers'."""
     group = world.groups.get(name)
     if group is None:
         return None
@@ -109,7 +109,7 @@ def prevailing_report(name: str, revision: str, world: Observed) -> ModelReport 
 
 
 def bad_servers(name: str, revision: str, world: Observed, *, or_all: bool = False) -> FailureReason | None:
-    """Return which servers fail to serve a revision that others serve or go on with; None if there are none.
+    """Return which servers fail to serve a revision that others serve or go on with, or None.
 
     `or_all`: it may also be all servers of the group.
     """

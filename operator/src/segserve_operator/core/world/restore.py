@@ -139,7 +139,7 @@ def _roles_of(notes: Mapping[str, RevisionNote]) -> Roles:
 def _with_return(
     model: ModelObserved, roles: Roles, notes: Mapping[str, RevisionNote], now_s: float
 ) -> tuple[Roles, tuple[str, ...]]:
-    """Return the roles after a rollback that was asked for and not handled before the status was lost, and its text."""
+    """Return the roles after a rollback that was requested and not handled before the status was lost, and its text."""
     request = RolloutRequest("rollback", model.annotations.get(f"{PREFIX}rollback", ""))
     stable, previous = roles.stable, roles.previous
     if stable is None or previous is None or request.revision != stable.revision or request.text in _handled(notes):
@@ -154,9 +154,9 @@ def _handled(notes: Mapping[str, RevisionNote]) -> tuple[str, ...]:
 
 
 def _returned_from(model: ModelObserved, revision: str, roles: Roles) -> FailureReason | None:
-    """Return why the spec's revision is refused if an annotation asks to leave it, and there is no other to return to.
+    """Return why the spec's revision is refused if an annotation requests to leave it, and there is none to return to.
 
-    A GitOps tool in another cluster applies the annotation with the spec, and nothing else.
+    A GitOps tool in another cluster applies only the annotation and the spec.
     """
     if roles.stable is not None:
         return None

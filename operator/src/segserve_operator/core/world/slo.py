@@ -55,7 +55,7 @@ def watches(models: Iterable[ModelObserved], world: Observed) -> dict[str, SloWa
 
 
 def past_of(model: ModelObserved, stable: RoleHolder | None, world: Observed) -> StablePast | None:
-    """Return stable's past as far as it is known, or None if nobody watches it."""
+    """Return stable's past as far as it is known, or None if it is not watched."""
     if not is_watched(model):
         return None
     watch = world.watches.get(model.name)

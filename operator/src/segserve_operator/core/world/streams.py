@@ -16,7 +16,7 @@ STREAMS_SPLIT: Final = "StreamsNeedAffinity"
 def split_streams(pipeline: Pipeline, policy: RolloutPolicy | None, pool: PoolObserved | None) -> FailureReason | None:
     """Return why frames of one stream would reach several servers, each with a part of the stream's state.
 
-    That is so if the pool's gateway knows no ids, and there are several servers, or canaries that divide requests.
+    That is so if the pool's gateway has no ids, and there are several servers, or canaries that divide requests.
     """
     if pool is None or pool.gateway.session_affinity:
         return None

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from segserve_operator.api.artifacts import Artifacts
 
 _KEPT_SHARE: Final = 0.8
-"""Part of the cache volume for complete artifacts: downloads need room too, and a pod that exceeds it is evicted."""
+"""Part of the cache volume for complete artifacts: downloads also need room, and a pod that exceeds it is evicted."""
 
 
 def base_of(context: PoolContext) -> str | None:
-    """Return the base URI of the pool's relative URIs, None if there is none."""
+    """Return the base URI of the pool's relative URIs, or None."""
     return context.spec.artifacts.base or context.defaults.artifact_base
 
 

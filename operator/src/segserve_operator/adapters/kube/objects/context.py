@@ -134,7 +134,7 @@ def dumped(model: BaseModel) -> Json:
 def stamped(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest with a digest of itself among its annotations.
 
-    Fields of a live object that the manifest does not have count as somebody else's. The digest makes an object
+    Fields of a live object that the manifest does not have count as another client's. The digest makes an object
     differ after a field is removed from its manifest, so that it is applied again and loses the field.
     """
     own = manifest["metadata"]
@@ -153,7 +153,7 @@ def gateway_url(context: PoolContext) -> str:
 
 
 def scale_selector(context: PoolContext, idle: Iterable[str] = ()) -> str:
-    """Return the selector of a pool's servers, without those of `idle` groups, in the text form of its scale."""
+    """Return the selector of a pool's servers, without servers of `idle` groups, in the text form of its scale."""
     labels = {POOL_LABEL: context.pool, COMPONENT_LABEL: SERVER}
     terms = [f"{key}={value}" for key, value in sorted(labels.items())]
     names = ",".join(sorted(idle))

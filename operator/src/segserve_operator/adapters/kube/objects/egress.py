@@ -21,7 +21,7 @@ DNS_PORT: Final = 53
 
 
 class Egress(BaseModel):
-    """Destinations of pods beside those of their own pool, from the chart's `networkPolicy.egress`.
+    """Destinations of pods outside their own pool, from the chart's `networkPolicy.egress`.
 
     Without `dns` peers, port 53 of any address is reachable; without `api_server_cidrs`, `api_server_ports` of any
     address. `servers` and `gateways` are rules as a NetworkPolicy has them; an empty rule ({}) allows everything.

@@ -70,7 +70,7 @@ _GRACE_S: Final = 15
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
 _GRPC_SERVICE: Final = "inference.GRPCInferenceService"
 _REPLY_S: Final = 5
-"""Time beyond the pool's own limit of a request, so that callers get its 504 and not that of the cluster's gateway."""
+"""Time beyond the pool's own limit of a request, so that callers get its 504 and not the cluster gateway's."""
 
 
 def _redirects(context: PoolContext) -> bool:
@@ -148,7 +148,7 @@ def _tls_secrets(context: PoolContext) -> list[tuple[str, str, str]]:
 
 def _auth_volumes(context: PoolContext) -> list[V1Volume]:
     """Return the volumes of the Secrets with callers' credentials."""
-    # Optional: without the Secret the pod runs, and takes none of its credentials.
+    # Optional: without the Secret the pod runs, but without its credentials.
     return [pods.secret_volume(_auth_volume(name), name, context.defaults.pod_user) for name in _auth_secrets(context)]
 
 
@@ -396,7 +396,7 @@ class _Route(_Part):
 
 
 def route_objects(context: PoolContext) -> tuple[Json, ...]:
-    """Return the HTTPRoute and the GRPCRoute of a pool that asks for them; each only if it has host names."""
+    """Return the HTTPRoute and the GRPCRoute of a pool that specifies them; each only if it has host names."""
     return context.once("routes", lambda: _route_objects(context))
 
 

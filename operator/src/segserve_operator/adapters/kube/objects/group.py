@@ -65,12 +65,12 @@ _PROGRESS_S: Final = 1800
 def revision_object(
     *, namespace: str, pool: str, model: str, uid: str, revision: str, assigned: AssignedModel, number: int
 ) -> Json:
-    """Return the record of a revision; `number` is higher than those of the model's earlier ones.
+    """Return the record of a revision; `number` is higher than the numbers of the model's earlier records.
 
-    `model` and `uid` are of its owner. The name contains a digest of the content, so that a changed record of the
+    `model` and `uid` are its owner's. The name contains a digest of the content, so that a changed record of the
     same revision, as after an artifact was moved, is another object.
     """
-    # Of all fields, defaults too: a name depends on the content, not on the form in which it is stored.
+    # Of all fields, including defaults: a name depends on the content, not on the form in which it is stored.
     content = json_digest(assigned.model_dump(mode="json", by_alias=True, exclude_none=True), 8)
     owner = V1OwnerReference(
         api_version=MODELS.api_version,

@@ -151,7 +151,7 @@ def folder(name: str, size: str | None = None, *, memory: bool = False) -> V1Vol
 
 def secret_volume(name: str, secret: str, user: int | None) -> V1Volume:
     """Return a Secret as a volume of a pod that runs as `user`, which runs even if there is no such Secret."""
-    # The group of the volumes may read them; without one, who reads them is not known before the pod runs.
+    # The group of the volumes may read them; without one, the reading user is unknown before the pod runs.
     mode = 0o440 if user is not None else 0o444
     source = V1SecretVolumeSource(secret_name=secret, optional=True, default_mode=mode)
     return V1Volume(name=name, secret=source)
@@ -196,7 +196,7 @@ def placement(template: api.PodTemplate, selector: Mapping[str, str], pull_secre
 def placed(template: V1PodTemplateSpec, selector: Mapping[str, str], given: api.PodTemplate) -> Json:
     """Return a template's JSON with its affinity and its topology spread constraints, each as the user wrote it.
 
-    The API server may know fields that the package's models do not. A constraint without a selector is about the pods
+    The API server may have fields that the package's models lack. A constraint without a selector is about the pods
     that `selector` selects; without constraints these prefer different nodes and zones.
     """
     manifest = dumped(template)

@@ -50,7 +50,7 @@ _TRITON_LIMITS: Final = {"memory": "32Gi"}
 """Of a Triton that the pool says nothing of: one network that takes ever more does not take the node as well."""
 _AGENT_REQUESTS: Final = {"cpu": "50m", "memory": "256Mi", "ephemeral-storage": "1Gi"}
 _AGENT_LIMITS: Final = {"memory": "4Gi"}
-"""Of an agent that the pool says nothing of: a network of 2 GiB, the largest that ONNX knows, is parsed in it."""
+"""Of an agent that the pool does not configure: a network of 2 GiB, the largest in ONNX, is parsed in it."""
 _AGENT_FOLDER: Final = "/run/segserve-agent"
 _GRACE_S: Final = 5
 """Part of the grace period beside the drain and Triton's exit timeout: start of the hook, end of the steps."""
@@ -115,7 +115,7 @@ def _triton(context: PoolContext, group: str) -> V1Container:
         ),
         ports=[V1ContainerPort(name=name, container_port=port, protocol="TCP") for name, port in ports.items()],
         resources=pods.requirements(server.resources, _TRITON_REQUESTS, _TRITON_LIMITS),
-        # Who breaks into Triton is not the user whose credentials the agent has.
+        # An intruder in Triton is not the user whose credentials the agent has.
         security_context=pods.container_security(_triton_user(context)),
         startup_probe=pods.http_probe(live, HTTP_PORT, period_s=1, timeout_s=2, failures=_START_S),
         # A restart loses all loaded models, so it takes half a minute without an answer.

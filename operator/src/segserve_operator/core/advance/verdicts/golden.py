@@ -98,7 +98,7 @@ def _judged(
     stable: tuple[ScoreReport, ...],
     names: tuple[tuple[int, str], ...],
 ) -> Verdict:
-    """Judge scores; kept, because every pass asks and reports change only with a replay."""
+    """Judge scores; cached, because every pass calls it and reports change only with a replay."""
     gate_type = checked_gate(gate.gate)
     assert gate_type is not None
     return gate_type.judge(gate, _scores(candidate, stable, dict(names)), policy, level)
@@ -159,7 +159,7 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
         for own, other in zip(images, former, strict=False)
         if not np.isnan(other)
     )
-    # The set is the same on all servers; the first ones' images are those of each.
+    # The set is the same on all servers; the first server's images are every server's.
     slices = unpack_slices(candidate[0].slices, candidate[0].sliced)
     compared = ~np.isnan(former[: len(images)])
     classes, former_classes = _classes(candidate), _classes(stable) if paired else {}

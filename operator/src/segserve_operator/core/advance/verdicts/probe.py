@@ -35,7 +35,7 @@ SOURCE: Final = VerdictSource(checks=_checks, signal=_signal)
 
 
 def probe_outcome(counts: CheckResult | None, seconds: float) -> int:
-    """Return 1 if the candidate answers the requests, -1 if it fails them, and 0 while neither is known.
+    """Return 1 if the candidate answers the requests, -1 if it fails them, and 0 while undecided.
 
     `seconds` is the time since probing began. The candidate fails with clearly more failures than stable for as many
     requests (nine if stable has none), or if all of twenty or more fail while stable answers some. It answers after
