@@ -1,4 +1,4 @@
-"""The client's errors, those of large images included, and the mapping of HTTP and gRPC statuses to them."""
+"""The client's errors, including errors of large images, and the mapping of HTTP and gRPC statuses to them."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class RevisionChangedError(SegserveError):
 
 
 HOPELESS: Final = (ModelNotFoundError, GatewayUnreachableError)
-"""Errors of one image that are those of every other image of the same model, too."""
+"""Errors of one image that every other image of the same model also raises."""
 
 
 class WorkersLostError(SegserveError):
@@ -194,7 +194,7 @@ GRPC_ERRORS: Final[dict[str, type[SegserveError]]] = {
 
 
 def http_error(status: int, message: str, **context: Any) -> SegserveError:
-    """Return the error for an HTTP status other than 200; `context` is passed to its constructor."""
+    """Return the error for an HTTP status that is not 200; `context` is passed to its constructor."""
     kind = HTTP_ERRORS.get(status)
     if kind is None:
         kind = _failed(message) if status >= 500 else _refused(message) if status >= 400 else ProtocolError

@@ -121,7 +121,7 @@ def read_revision(answer: InferAnswer) -> str:
 
 
 def _read_continued(answer: InferAnswer) -> bool | None:
-    """Return whether the server knew earlier frames of the image's stream; None if the answer does not say."""
+    """Return whether the server kept earlier frames of the image's stream; None if the answer does not say."""
     if CONTINUED not in answer.outputs:
         return None
     return bool(_numbers(answer, CONTINUED, "INT32", 1)[0])

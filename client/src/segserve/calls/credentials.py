@@ -85,9 +85,9 @@ class Tls:
 
 
 def tls_or_default(tls: Tls | None, endpoint: GatewayEndpoint, own_ca_file: str | None = None) -> Tls | None:
-    """Return `tls`, or for an https gateway that of the authorities in a file; None without one.
+    """Return `tls`, or for an https gateway a `Tls` with the authorities in a file; None without one.
 
-    The file is `SEGSERVE_CA_FILE`, else `own_ca_file`, that of the platform whose gateway this is. Raises
+    The file is `SEGSERVE_CA_FILE`, else `own_ca_file`, from the platform whose gateway this is. Raises
     `BadRequestError` if there is no such file.
     """
     ca_file = os.environ.get(CA_VARIABLE) or own_ca_file

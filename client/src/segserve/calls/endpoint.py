@@ -32,7 +32,7 @@ class GatewayEndpoint:
 
     @classmethod
     def parse(cls, url: str | None = None, running: Callable[[], str | None] = lambda: None) -> GatewayEndpoint:
-        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`; that of a model is its gateway's.
+        """Parse a URL such as `http://127.0.0.1:8080` or `gateway:80`; a model's URL is its gateway's.
 
         None means `SEGSERVE_URL`, else what `running` returns, the URL of this machine's platform, else the default.
 

@@ -19,7 +19,7 @@ RequestKind: TypeAlias = Literal["infer", "config"]
 
 @dataclass(frozen=True, slots=True)
 class RequestEvent:
-    """An attempt is about to be sent. `attempt` counts from 1; `sent_bytes` are those of its tensors."""
+    """An attempt is about to be sent. `attempt` counts from 1; `sent_bytes` is the size of its tensors."""
 
     model: str
     request_id: str

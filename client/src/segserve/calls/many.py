@@ -39,7 +39,7 @@ FrameLike: TypeAlias = "ImageLike | tuple[int, ImageLike]"
 
 
 class SegmentKeywords(TypedDict, total=False):
-    """The options of `segment` other than the image and the model; see there."""
+    """The options of `segment` except the image and the model; see there."""
 
     score_threshold: float | None
     max_detections: int | None

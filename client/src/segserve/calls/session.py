@@ -1,7 +1,7 @@
 """Sessions: the requests of a call, their retries, and the cache of models, without I/O.
 
 A flow is a generator that yields the next `Send` or `Pause`; a client carries it out, and sends the reply or throws the
-error into the flow. `Client` and `AsyncClient` differ in nothing else.
+error into the flow. `Client` and `AsyncClient` differ only in that.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ TILE_PX: Final = 1024
 # The limit in the words of a server, and its words for the tiled way.
 LIMIT: Final = re.compile(r"allowed are 1 to (\d+) \(input\.maxPixels\)")
 _IN_TILES: Final = "segment this one in tiles (`segserve batch`, `Client.segment_tiled`)"
-# Triton's words for a request that does not fit the model: its inputs or outputs are not those that the client knows.
+# Triton's words for a request that does not fit the model: its inputs or outputs differ from the client's.
 _CHANGED_MODEL: Final = re.compile(r"\b(?:in|out)puts?\b|\b(?:PIXELS|IMAGE)\b|datatype|shape", re.IGNORECASE)
 
 
@@ -287,7 +287,7 @@ class Session:
         return answer
 
     def _pause_s(self, error: SegserveError, request: ConfigRequest | InferRequest, attempt: int) -> float | None:
-        """Return how long to wait before the next attempt, or None if there is to be none."""
+        """Return how long to wait before the next attempt, or None to give up."""
         if not error.retryable or attempt > self.policy.retries:
             return None
         # A server that has already seen a frame of a stream would take it for the next one.
@@ -323,7 +323,7 @@ def _explain_size(error: SegserveError, image: Tensor, model: str) -> None:
 
 
 def tile_options(refusal: str) -> dict[str, int]:
-    """Return the options `tile` and `overlap` of `segment_tiled` that a model's limit asks for; {} if it allows any."""
+    """Return the options `tile` and `overlap` of `segment_tiled` that a model's limit requires; {} if it allows any."""
     limit = LIMIT.search(refusal)
     if limit is None or int(limit[1]) >= TILE_PX**2:
         return {}

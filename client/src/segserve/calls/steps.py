@@ -52,7 +52,7 @@ class Timeouts:
                 raise BadRequestError(f"{name} must be a finite number of seconds above 0, got {seconds!r}")
 
     def changed(self, by: float | Timeouts | None) -> Timeouts:
-        """Return these timeouts changed as `timeout_s=by` asks: replaced, with another total, or unchanged for None."""
+        """Return these timeouts changed by `timeout_s=by`: replaced, with another total, or unchanged for None."""
         if by is None:
             return self
         return by if isinstance(by, Timeouts) else replace(self, total_s=by)
@@ -117,7 +117,7 @@ class StreamPosition:
     ends: bool = False
 
     def parameters(self) -> dict[str, Parameter]:
-        """Return the request parameters: those of Triton's sequences, and the frame's number."""
+        """Return the request parameters: Triton's sequence parameters, and the frame's number."""
         flags = {"sequence_start": self.starts, "sequence_end": self.ends}
         return {"sequence_id": self.stream, "frame": self.number, **flags}
 

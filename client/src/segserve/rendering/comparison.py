@@ -52,7 +52,7 @@ def draw_comparison(
 ) -> Image.Image:
     """Return four panels in a row, with the lines of text `figures` below: image, stable, candidate, difference.
 
-    `names` are those of the answers. Raises `BadRequestError` if the size of `image` differs from that of an answer.
+    `names` are the answers' names. Raises `BadRequestError` if the size of `image` differs from an answer's.
     """
     shown = picture(image)
     panels = [
@@ -69,7 +69,7 @@ def draw_label_comparison(
 ) -> Image.Image:
     """Return panels as `draw_comparison` does, of an image's labels and of the answer to it; `background` is not drawn.
 
-    Raises `BadRequestError` if the size of `image` differs from that of the labels or the answer.
+    Raises `BadRequestError` if the size of `image` differs from the labels' or the answer's.
     """
     shown = picture(image)
     panels = [

@@ -172,7 +172,7 @@ def drawn(result: Drawable, image: Any = None) -> Image.Image:
 
 
 def show(picture: Image.Image) -> None:
-    """Show a picture in the notebook, else in the system's viewer; raises `SegserveError` if there is none."""
+    """Show a picture in the notebook, else in the system's viewer; raises `SegserveError` without a viewer."""
     from PIL import ImageShow
 
     # Pillow tries the desktop first, which is not where a notebook's kernel is looked at.

@@ -9,7 +9,7 @@ from segserve.results.values import Colour, SegmentClass
 
 BLACK: Final = (0, 0, 0)
 WHITE: Final = (255, 255, 255)
-# Okabe and Ito's colours without black, which does not suit fills; neighbours differ in brightness too.
+# Okabe and Ito's colours without black, which does not suit fills; neighbours also differ in brightness.
 OKABE_ITO: Final = (
     (230, 159, 0),
     (86, 180, 233),

@@ -21,7 +21,7 @@ BACKGROUND: Final = "background"
 class Annotation:
     """An object, a segment, or all pixels of a class; has a mask, a box or both.
 
-    `number` counts from 1; for a panoptic segment it is the segment's id. `score` is None if the model gives none.
+    `number` counts from 1; for a panoptic segment it is the segment's id. `score` is None if the model gives no scores.
     `own_box` is the model's box, x1, y1, x2, y2 in pixels, or None. `points` is float32 (K, 3): x, y, score.
     """
 

@@ -30,9 +30,9 @@ class Segmentation:
     """A model's answer for one image: the revision that answered, `size` as (height, width), the model's classes.
 
     `request_id` is the id that the client sent in the request's headers; None for a result made without a request.
-    `continued` tells whether the server knew earlier frames of the image's stream: False for the first frame, and where
-    the stream's state began anew; None outside of a stream, and for a model that keeps none. `out_of_distribution` is
-    known of models that flag images (`spec.outOfDistribution`), unless the answer tells nothing.
+    `continued` says whether the server kept earlier frames of the image's stream: False for the first frame, and where
+    the stream's state began anew; None outside of a stream, and for a model without streams. `out_of_distribution` is
+    set for models that flag images (`spec.outOfDistribution`), unless the answer has no score.
     """
 
     model: str
@@ -188,7 +188,7 @@ class Segmentation:
     ) -> Image.Image:
         """Return the image with the result drawn on it: filled with `alpha` (0 to 1) of its colour, outlined, labelled.
 
-        Raises `BadRequestError` if the size of `image` differs from that of the segmented image.
+        Raises `BadRequestError` if the size of `image` differs from the segmented image's.
         """
         raise NotImplementedError
 
@@ -220,7 +220,7 @@ class ResultWithImage:
     image: ImageLike
 
     def overlay(self, **options: Any) -> Image.Image:
-        """Draw the result on its image; `options` are those of the result's own `overlay`."""
+        """Draw the result on its image; `options` are the options of the result's own `overlay`."""
         return self.result.overlay(self.image, **options)
 
     def show(self) -> None:

@@ -82,7 +82,7 @@ def _conversion(array: NDArray[Any], name: str, *, is_typed: bool) -> str:
 
 
 def _retyped(array: NDArray[Any], code: str | None) -> tuple[str, str | None]:
-    """Return what an array's values are, and the expression of `code` as uint8 or uint16; None if there is none."""
+    """Return what an array's values are, and the expression of `code` as uint8 or uint16; None for other values."""
     kind = array.dtype.kind
     if kind == "b":
         return "its values are a mask's", code and f"{code}.astype(np.uint8) * 255"
@@ -99,11 +99,11 @@ def _retyped(array: NDArray[Any], code: str | None) -> tuple[str, str | None]:
 
 
 def to_pixel_format(image: Tensor, wanted: PixelFormat | None) -> Tensor:
-    """Return PIXELS in a model's format, converted as the server converts files; IMAGE unchanged.
+    """Return PIXELS in a model's format, converted as the server converts files; IMAGE is unchanged.
 
-    Alpha is dropped. Of 16 bits the values of the model's window count, and their high byte becomes 8 bits; 8 bits are
-    extended to 16 by the factor 257. Colour becomes grey by BT.601 luma, grey becomes three equal channels. Without a
-    format (None), the tensor is returned unchanged.
+    Alpha is dropped. For 16 bits, the values of the model's window count, and their high byte becomes 8 bits; 8 bits
+    are extended to 16 by the factor 257. Colour becomes grey by BT.601 luma, grey becomes three equal channels. Without
+    a format (None), the tensor is returned unchanged.
     """
     if image.name != PIXELS or wanted is None:
         return image

@@ -157,7 +157,7 @@ class EncodedMask:
 
     @property
     def _counts(self) -> bytes:
-        """The RLE counts, which only those who read the runs check."""
+        """The RLE counts, which only readers of the runs check."""
         is_sent = is_run_lengths(self.data, self.height, self.width)
         return self.data if is_sent else self.rle["counts"]
 

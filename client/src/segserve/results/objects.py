@@ -75,7 +75,7 @@ class Objects(Segmentation, Generic[Found]):
 
     @property
     def areas(self) -> NDArray[Any]:
-        """Areas of the masks in pixels, int64 (N,); without masks those of the boxes, float64."""
+        """Areas of the masks in pixels, int64 (N,); without masks the boxes' areas, float64."""
         found = list(self.annotations())
         masks = [one.mask for one in found if one.mask is not None]
         return runs_of(masks).areas() if len(masks) == len(found) else np.array([one.area for one in found])
@@ -188,8 +188,8 @@ class InstanceResult(Objects[Instance]):
         """Return the image with every mask filled (`alpha` of its colour, 0 to 1), outlined and labelled.
 
         Labels without room are left out. `legend` names the classes in a corner and colours objects by class unless
-        `colour_by` says otherwise. Raises `BadRequestError` if the size of `image` differs from that of the segmented
-        image.
+        `colour_by` says otherwise. Raises `BadRequestError` if the size of `image` differs from the segmented
+        image's.
         """
         from segserve.rendering.drawing import Style, draw_instances
 
@@ -235,7 +235,7 @@ class _Boxes(Objects[Found]):
         """Return the image with every box and its keypoints drawn and labelled; boxes are not filled.
 
         `alpha` has no effect. Without `contour`, only keypoints and labels are drawn. `legend` and `colour_by` are as
-        for instances. Raises `BadRequestError` if the size of `image` differs from that of the segmented image.
+        for instances. Raises `BadRequestError` if the size of `image` differs from the segmented image's.
         """
         from segserve.rendering.drawing import Style, draw_detections
 

@@ -110,8 +110,8 @@ class _Corners:
         around, y, x = np.repeat(around[y, x], copies), np.repeat(y, copies), np.repeat(x, copies)
         second = np.zeros(len(x), np.int64)
         second[1:] = (x[1:] == x[:-1]) & (y[1:] == y[:-1])
-        # The first copy ends the edge from the left, the second begins that to the right. Of the vertical
-        # edges each has the one that is a side of the same pixel, which keeps diagonal pixels apart.
+        # The first copy ends the edge from the left, the second begins the edge to the right. Each has
+        # the vertical edge that is a side of the same pixel, which keeps diagonal pixels apart.
         order = np.where(around == _RISING, 1 - second, second)
         across, down = np.arange(len(x)) ^ 1, np.empty(len(x), np.int64)
         by_column = np.lexsort((order, y, x))

@@ -96,8 +96,8 @@ class PanopticResult(Objects[PanopticSegment]):
         """Return the image with every segment filled (`alpha` of its colour, 0 to 1) and outlined.
 
         Things have individual colours and labels; stuff has the colours of its classes, which the legend names.
-        `legend` defaults to `labels`. Raises `BadRequestError` if the size of `image` differs from that of the
-        segmented image.
+        `legend` defaults to `labels`. Raises `BadRequestError` if the size of `image` differs from the segmented
+        image's.
         """
         from segserve.rendering.drawing import Style, draw_segments
 
@@ -120,8 +120,8 @@ class PanopticResult(Objects[PanopticSegment]):
 class SemanticResult(Segmentation):
     """A class for every pixel of one image, or for multi-label models a mask per class.
 
-    `areas` are pixels by class name. `confidence` is the mean probability by class name over that class's pixels (0 if
-    there are none), or None if not requested. `encoded` is the label map as PNG or raw bytes, or None if
+    `areas` are pixels by class name. `confidence` is the mean probability by class name over that class's pixels (0
+    without pixels), or None if not requested. `encoded` is the label map as PNG or raw bytes, or None if
     `encoded_masks` holds each class's mask by id; masks of multi-label models may overlap.
     """
 
@@ -199,7 +199,7 @@ class SemanticResult(Segmentation):
         """Return the image with every class except `background` filled (`alpha` of its colour, 0 to 1) and outlined.
 
         The legend names the classes with their share of the image and defaults to `labels`. Raises `BadRequestError` if
-        the size of `image` differs from that of the segmented image.
+        the size of `image` differs from the segmented image's.
         """
         from segserve.rendering.drawing import Style, draw_labels
 

@@ -16,7 +16,7 @@ ENCODINGS: Final[tuple[Encoding, ...]] = ("rle", "polygons", "png", "raw")
 
 @dataclass(frozen=True, slots=True)
 class SegmentClass:
-    """A class of a model; `colour` is None if the model's resource names none."""
+    """A class of a model; `colour` is None if the model's resource names no colour."""
 
     id: int
     name: str
@@ -40,7 +40,7 @@ class OutOfDistribution:
 class PixelFormat:
     """The arrays that a model accepts: 1 channel (grey) or 3 (RGB), dtype UINT8 or UINT16.
 
-    Of 16 bits the values of `window` count, if the model has one.
+    For 16 bits, only the values of `window` count, if the model has one.
     """
 
     channels: int

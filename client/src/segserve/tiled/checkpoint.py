@@ -86,7 +86,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, manifest: RunManifest, *, any_revision: bool = False) -> Checkpoint:
-        """Return the checkpoint of this run, newly created if the folder has none.
+        """Return the checkpoint of this run, newly created if the folder has no checkpoint.
 
         Raises `CheckpointError` with the differences if the folder holds another run. `any_revision` allows another
         revision.

@@ -74,7 +74,7 @@ class TileRequest:
     timeout_s: float | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `Client.segment` other than the image."""
+        """Return the arguments of `Client.segment` except the image."""
         return {
             "model": self.model,
             "score_threshold": self.score_threshold,

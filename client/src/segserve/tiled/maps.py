@@ -74,7 +74,7 @@ class MapFile:
         return found
 
     def sweep(self) -> None:
-        """Remove what processes left that were killed within a write; for when nobody writes any more."""
+        """Remove what processes left that were killed within a write; to be called when no process writes any more."""
         if self.path.endswith(ZARR):
             for partial in Path(self.path).rglob("*.partial"):
                 partial.unlink(missing_ok=True)

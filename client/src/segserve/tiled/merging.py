@@ -48,7 +48,7 @@ def strength(first: Piece, second: Piece, band: Window) -> float:
     """Return how much two pieces of one class agree in the `band` that both tiles show, 0 to 1.
 
     This is the IoU of their parts in the band. A piece cut by its tile is a fragment; for fragments, the intersection
-    over the smaller piece counts too, so a fragment inside an object belongs to that object.
+    over the smaller piece also counts, so a fragment inside an object belongs to that object.
     """
     shared = first.patch.window.intersection(second.patch.window)
     if first.class_id != second.class_id or shared.is_empty:
@@ -105,7 +105,7 @@ class Groups:
         for match in ordered:
             self._matched.setdefault(id_of(match.first), set()).add(id_of(match.second))
             self._matched.setdefault(id_of(match.second), set()).add(id_of(match.first))
-        # Only once all matches are known: whether two groups may join depends on weaker matches too.
+        # Only once all matches are known: whether two groups may join also depends on weaker matches.
         for match in ordered:
             one, other = (self._group_of[id_of(piece)] for piece in (match.first, match.second))
             if one != other and self._may_join(one, other):
@@ -140,7 +140,7 @@ class TiledObject:
 
     `id` counts from 1 and is the object's value in the map of ids. `box` is x1, y1, x2, y2 in pixels of the image.
     `origin` is x and y of the mask's first pixel, and `rle` the mask within its own box as COCO RLE; both are None for
-    models without masks. `area` is in pixels, that of the box if there is no mask. `points` are x, y, score of each
+    models without masks. `area` is in pixels, the box's area if there is no mask. `points` are x, y, score of each
     keypoint. `tiles` are the indices of the tiles that showed the object.
     """
 
@@ -272,7 +272,7 @@ def _as_shown(piece: Piece, ordered: Sequence[Piece]) -> Merged:
 
 
 def _drawn_window(pieces: Sequence[Piece], grid: Grid, *, by_cells: bool) -> Window | None:
-    """Return the bounding window of the pixels drawn from the pieces, or None if there are none."""
+    """Return the bounding window of the pixels drawn from the pieces, or None without pixels."""
     windows = [piece.patch.window for piece in pieces]
     hull = reduce(Window.hull, windows)
     in_row, in_column = np.zeros(hull.height, np.bool_), []

@@ -24,7 +24,7 @@ ON_REVISION_CHANGE: Final[tuple[OnRevisionChange, ...]] = ("error", "restart", "
 
 
 class TiledOptions(TypedDict, total=False):
-    """The options of `segment_tiled` other than the model.
+    """The options of `segment_tiled` except the model.
 
     - `tile` (1024) and `overlap` (128) are in pixels of the image. The network sees half the overlap around the part of
       a tile that counts; an object smaller than the overlap is seen whole by some tile.
@@ -39,7 +39,7 @@ class TiledOptions(TypedDict, total=False):
     - `same_at_least` (0.5) is the agreement from which objects of two tiles are one; see `matching.strength`.
     - `on_revision_change` is the reaction to a new revision during the run: `error`, `restart` with the new one, or
       `allow` a result of both.
-    - `in_flight` (8) is the number of concurrent tiles; as many are held in memory.
+    - `in_flight` (8) is the number of concurrent tiles; the same number is held in memory.
     - `score_threshold`, `max_detections` and `timeout_s` apply to each tile, as in `Client.segment`.
     """
 

@@ -228,7 +228,7 @@ def open_result(folder: str | Path, *, expect: type[Any] | None = None) -> Any:
 
 
 def check_expected(expect: type[TiledResult] | None, kind: str, subject: str) -> None:
-    """Raise `ResultTypeError` if the result of a task is of another type; `subject` is who returns or holds it."""
+    """Raise `ResultTypeError` if the result of a task is of another type; `subject` is what returns or holds it."""
     returned: type[TiledResult] = TiledSemanticResult if kind == "semantic" else TiledObjects
     if expect not in (None, returned):
         raise ResultTypeError(

@@ -223,7 +223,7 @@ def _checkpoint_of(folder: Path, options: Options) -> Checkpoint:
 
 
 def _opened(folder: Path, options: Options, manifest: RunManifest) -> Checkpoint:
-    """Return the checkpoint of a run into `folder`, newly created if there is none.
+    """Return the checkpoint of a run into `folder`, newly created if it is missing.
 
     Raises `CheckpointError` if the folder holds another run or other files; `start_over` deletes a run, and never other
     files.

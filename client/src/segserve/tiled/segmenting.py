@@ -42,7 +42,7 @@ from segserve_common.image_file import ImageFileError, describe, describe_file
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
 HIDDEN: Final = frozenset({"tls", "wss", "inproc"})
-"""Dask's protocols that nobody on the network can read."""
+"""Dask's protocols that cannot be read on the network."""
 Progress: TypeAlias = bool | Tick
 
 # A model that changes more often than this during one image is not going to settle.
@@ -75,7 +75,7 @@ class ClientFactory:
             kept = json.loads(self.secrets.read_text())
             arguments |= {**kept, "headers": {**arguments["headers"], **kept["headers"]}}
         tls = arguments["tls"]
-        # `replace` checks that the certificate files exist on this machine too.
+        # `replace` also checks that the certificate files exist on this machine.
         return self.create(**{**arguments, "tls": tls and replace(tls)})
 
     def with_secrets_in(self, file: Path) -> ClientFactory:
@@ -246,7 +246,8 @@ def _cluster(scheduler: Any, in_flight: int) -> Iterator[Any]:
                 n_workers=LOCAL_WORKERS,
                 threads_per_worker=threads,
                 processes=True,
-                # Whoever connects to a scheduler runs code as its user. The certificates are made for this cluster.
+                # Any client that connects to a scheduler runs code as its user. The certificates are made for this
+                # cluster.
                 security=True,
                 dashboard_address="127.0.0.1:0",
                 local_directory=scratch,
@@ -348,7 +349,7 @@ async def run_tiled_async(
                 if options.on_revision_change != "restart" or restarts == RESTARTS:
                     raise
             finally:
-                # A cancelled task must delete its temporary folder too.
+                # A cancelled task must also delete its temporary folder.
                 await asyncio.shield(asyncio.to_thread(opened.__exit__, None, None, None))
             restarts += 1
             options = replace(options, start_over=True)

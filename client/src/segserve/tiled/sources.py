@@ -180,7 +180,7 @@ class ArraySource:
 
 
 class ImageFileSource(ArraySource):
-    """An array from a file; its digest is that of the file, which is faster than decoding it."""
+    """An array from a file; its digest is the file's, which is faster than decoding it."""
 
     def __init__(self, array: Any, path: Path, file: ImageHeader, *, store: ExitStack | None = None) -> None:
         # TIFF decoding is not thread-safe.

@@ -157,7 +157,7 @@ def _relabel(
     last: int,
     maps: tuple[PixelMap, PixelMap],
 ) -> Mapping[int, _Stuff]:
-    """Write the map of the image's ids from that of the tiles, and return the stuff by class; its ids follow `last`."""
+    """Write the map of the image's ids from the tiles' map, and return the stuff by class; its ids follow `last`."""
     own, whole = maps
     records = (checkpoint.read(tile.index) for tile in grid)
     classes = sorted({row["class"] for record in records for row in record["objects"] if row.get("is_stuff")})

@@ -70,7 +70,7 @@ def record_of(result: Result, tile: Tile, grid: Grid, valid: NDArray[np.bool_] |
 
 
 def pieces_of(record: Mapping[str, Any], tile: Tile) -> list[Piece]:
-    """Return the pieces of a tile's record; stuff has none."""
+    """Return the pieces of a tile's record; stuff has no pieces."""
     return [
         _piece(number, row, tile) for number, row in enumerate(record.get("objects", ())) if not row.get("is_stuff")
     ]

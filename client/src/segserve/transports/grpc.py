@@ -36,7 +36,7 @@ OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
     # An answer is bounded by the bytes that arrive, so none may be compressed.
     ("grpc.compression_enabled_algorithms_bitset", 1),
-    # The session retries: only it knows the deadline.
+    # The session retries: only it has the deadline.
     ("grpc.enable_retries", 0),
     # Use all addresses of a name in turn, and do not look up a service configuration in DNS.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
@@ -44,7 +44,7 @@ OPTIONS: Final = (
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     # Reconnect within seconds of the gateway's return; the default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # So long a connection may take: with TLS it is four ways there and back, of a slow network too.
+    # So long a connection may take: with TLS it is four ways there and back, also on a slow network.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Pings detect a network that vanished without closing connections. Servers allow no more than this by default.
@@ -53,7 +53,7 @@ OPTIONS: Final = (
     ("grpc.http2.max_pings_without_data", 2),
 )
 
-# grpcio reports its own errors with the statuses of servers; only the text tells them apart.
+# grpcio reports its own errors with the statuses of servers; only the text distinguishes them.
 NOT_CONNECTED: Final = re.compile(
     r"failed to connect|connections to all backends failing|errors resolving|dns resolution|(?:no|empty) address",
     re.IGNORECASE,

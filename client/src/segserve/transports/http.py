@@ -111,7 +111,8 @@ def _unreachable(endpoint: GatewayEndpoint, error: Exception, size: int) -> Segs
         return TlsError(f"TLS handshake with {endpoint.url} failed: {cause}")
     if isinstance(error, _NOT_CONNECTED):
         return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
-    # A gateway answers a body that is too large before its end; who only sends until then sees the reset alone.
+    # A gateway answers a body that is too large before its end; a client that only sends until then sees the reset
+    # alone.
     hint = f"; a request above the gateway's maxRequestBytes ends in the same way: this one has {size} bytes"
     return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{hint if size > CHUNK_BYTES else ''}")
 
@@ -132,7 +133,7 @@ class HttpTransport:
         self._open()
 
     def send(self, step: Send) -> ModelInfo | InferAnswer:
-        """Send the request and read the answer; a body that trickles in or out is abandoned at the deadline too."""
+        """Send the request and read the answer; a body that trickles in or out is also abandoned at the deadline."""
         if self._process != os.getpid():
             self._open()
         deadline_s, timeouts = time.monotonic() + step.timeout_s, phase_timeouts(step)
@@ -257,7 +258,7 @@ class _Answer:
         self.headers: Mapping[str, str] = {}
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Refuse a body that is announced as too large, or compressed in a way that was not asked for."""
+        """Refuse a body that is announced as too large, or compressed in a way that was not requested."""
         self.status, self.headers = status, headers
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in _ENCODINGS:
@@ -371,7 +372,7 @@ def _error_text(body: bytes) -> str:
 
 
 def _is_direct(connection: Connection) -> bool:
-    """Return whether requests go to the gateway itself over HTTP/1.1; for a proxy, httpx knows the environment."""
+    """Return whether requests go to the gateway itself over HTTP/1.1; for a proxy, httpx reads the environment."""
     endpoint, proxies = connection.endpoint, getproxies()
     is_by_proxy = not endpoint.is_loopback and any(proxies.get(name) for name in (endpoint.scheme, "all"))
     return not connection.http2 and not is_by_proxy
@@ -395,7 +396,7 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
 def _tls_context(connection: Connection) -> ssl.SSLContext:
     tls = connection.tls
     if connection.endpoint.scheme == "http":
-        # Never used. Reading all authorities would take longer than some calls, so this context trusts nobody.
+        # Never used. Reading all authorities would take longer than some calls, so this context trusts no authority.
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if tls is None:
         context = httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)

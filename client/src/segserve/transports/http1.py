@@ -42,7 +42,7 @@ class Receiver(Protocol):
         ...
 
     def left_s(self) -> float:
-        """Return the seconds that are left for the exchange; raises if there are none."""
+        """Return the seconds that are left for the exchange; raises if no time is left."""
         ...
 
 
@@ -105,7 +105,7 @@ class Response:
         while not self.is_complete and self._step(self):
             pass
         if self.is_complete and self._buffer:
-            self.is_last = True  # nobody has asked for what follows
+            self.is_last = True  # what follows was not requested
 
     def _head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
