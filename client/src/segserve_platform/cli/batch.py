@@ -55,7 +55,7 @@ class ExportTarget:
 
     @property
     def affine_metres(self) -> tuple[float, ...] | None:
-        """The affine in metres; None if its unit is unknown, as that of degrees is."""
+        """The affine in metres; None if its unit is unknown, as degrees are."""
         if self.affine is None or self.unit is None:
             return None
         return tuple(METRES[self.unit] * each for each in self.affine)

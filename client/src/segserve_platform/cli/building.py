@@ -157,7 +157,7 @@ def _folder(resource: SegmentationModel, output: Path | None) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Delete the images of the previous golden set, and nothing else; a set with labels is refused."""
+    """Delete only the images of the previous golden set; a set with labels is refused."""
     from segserve_builder.golden.judging import GOLDEN_FILE, load
 
     if not (folder / GOLDEN_FILE).exists():

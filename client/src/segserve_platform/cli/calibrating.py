@@ -98,7 +98,7 @@ def _chosen(files: list[Path], name: str | None) -> SegmentationModel:
 
 
 def _label_stage(pipeline: Pipeline) -> Any:
-    """Return the stage that turns logits into labels, or None if the pipeline has none."""
+    """Return the stage that turns logits into labels, or None if the pipeline has no such stage."""
     from segserve_builder.stages.argmax import Argmax
     from segserve_builder.steps.pipeline import named_postprocess
 

@@ -72,7 +72,7 @@ def demo(
 
 
 def coins_folder() -> Path:
-    """Return the folder of the coins: in an installed package, or that of the checkout which it is imported from."""
+    """Return the folder of the coins: in an installed package, or in the checkout from which it is imported."""
     packages = Path(__file__).parents[2]
     packaged = packages / "segserve_platform/examples/coins"
     return packaged if packaged.exists() else packages.parents[1] / "examples/coins"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder, sorted by name; raises `CommandError` if there are none, or no folder."""
+    """Return the images in a folder, sorted by name; raises `CommandError` without images, or without a folder."""
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder")
     images = sorted(path for path in folder.iterdir() if is_named_as(path))
@@ -119,7 +119,7 @@ def dark_notes(image: Path | bytes, name: object, info: Callable[[], ModelInfo])
 
 
 def image_content(data: bytes) -> ImageContent:
-    """Return the content of a file; one that Pillow does not know is left to the server, which says what it takes.
+    """Return the content of a file; formats unknown to Pillow are left to the server, which says what it takes.
 
     Raises `BadRequestError` for a damaged file of a format that Pillow decodes here.
     """

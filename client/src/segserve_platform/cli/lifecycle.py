@@ -139,7 +139,7 @@ def ends_on_signals() -> Iterator[None]:
 
     Signals that the parent process ignores stay ignored, as `nohup` requires, except a Ctrl-C meant only for this
     process: a shell without job control ignores it for everything it starts in the background, with the input closed,
-    and those processes pass that on.
+    and these processes pass that on.
     """
 
     def end(number: int, _: object) -> None:
@@ -325,7 +325,7 @@ def show_until_interrupted(state: StateFolder) -> None:
 
 
 def require_api_key(method: Literal["key"] | None) -> None:
-    """If callers are to have a key, make a new one, let the gateway take it, and show it: nobody can again."""
+    """If callers are to have a key, make a new one, let the gateway take it, and show it: it cannot be shown again."""
     if method is None:
         return
     from segserve_operator.adapters.local.api_keys import SECRET, SECRET_KEY, replace_key

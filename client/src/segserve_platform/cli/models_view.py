@@ -30,7 +30,7 @@ DECISIONS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class ModelsTable:
-    """Models with the resource's printer columns, as many of them as the width allows; lines are never folded."""
+    """Models with the resource's printer columns that fit into the width; lines are never folded."""
 
     columns: Sequence[str]
     rows: Sequence[Mapping[str, Text]]

@@ -121,7 +121,7 @@ def with_platform_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def selected_platform(options: PlatformOptions) -> Platform:
-    """Return the selected platform: the one named, else the local one if it is up, else that of the kube context."""
+    """Return the selected platform: the one named, else the local one if it is up, else the kube context's."""
     return open_platform(platform_ref(options))
 
 

@@ -288,7 +288,7 @@ def _models(platform: Platform, name: str | None) -> list[Json]:
 
 
 def _stopped(manifest: Json) -> Json:
-    """Return a model as a platform that is not up has it: its status is from before, and its URL answers nobody."""
+    """Return a model as a platform that is not up has it: its status is from before, and its URL does not answer."""
     status = manifest.get("status") or {}
     ready = {"type": "Ready", "status": "Stopped", "reason": "NoPlatform", "message": NO_PLATFORM}
     kept = {"roles": status.get("roles", {}), "observedGeneration": manifest["metadata"]["generation"]}

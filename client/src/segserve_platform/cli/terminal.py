@@ -1,6 +1,6 @@
-"""Output for whoever reads it: a person at a terminal of some width, or a file or program behind a pipe.
+"""Output for its reader: a person at a terminal of some width, or a file or program behind a pipe.
 
-`page` is that of `segserve ui` as commands start it: beside themselves, on loopback.
+`page` is `segserve ui`'s page as commands start it: beside themselves, on loopback.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Rollouts:
         return record(self._platform(), name)
 
     def status(self, model: str) -> RolloutStatus:
-        """Return the state of a model's latest rollout; raises `NotFoundError` if it has had none."""
+        """Return the state of a model's latest rollout; raises `NotFoundError` if it has had no rollout."""
         return standing(self._platform().model(model))
 
     def promote(self, model: str, *, timeout_s: float = ANSWER_S) -> RolloutStatus:
@@ -92,7 +92,7 @@ class Rollouts:
 
 
 def standing(model: Json) -> RolloutStatus:
-    """Return the state of a model's latest rollout; raises `NotFoundError` if it has had none."""
+    """Return the state of a model's latest rollout; raises `NotFoundError` if it has had no rollout."""
     status = typed(model, SegmentationModel).status
     if status is None or status.rollout is None:
         raise no_rollout(model)

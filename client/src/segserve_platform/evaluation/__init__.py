@@ -9,4 +9,4 @@ RESAMPLES: Final = 200
 WORST: Final = 20
 """Images of the lowest scores that the page shows."""
 IN_FLIGHT: Final = 8
-"""Images that are asked at the same time."""
+"""Images that are sent at the same time."""

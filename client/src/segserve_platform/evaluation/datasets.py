@@ -68,7 +68,7 @@ def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None 
     """Read a data set: the JSON file, or the folder that has `data.yaml`, one JSON file, or images and labels.
 
     `images` is the folder of the images of a JSON file, which is otherwise looked for beside it. A file `beside` the
-    data is none of them. Raises `DatasetError` for a data set without images, an image without labels, and anything
+    data does not count. Raises `DatasetError` for a data set without images, an image without labels, and anything
     that cannot be read.
     """
     yolo = path / YOLO_FILE if (path / YOLO_FILE).is_file() else path
@@ -176,7 +176,7 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
         raise DatasetError(f"{path.name} has annotations of the categories {sorted(unknown)}, which it does not list")
     if not rows:
         raise DatasetError(f"{str(path)!r} lists no images")
-    # An annotation names its image by the id: that of two images would be counted on both.
+    # An annotation names its image by the id: an id of two images would be counted on both.
     if repeated := [number for number, count in Counter(number for number, *_ in rows).items() if count > 1]:
         raise DatasetError(
             f"{path.name} lists the image ids {few(map(str, repeated))} more than once; expected an id of its own for "
@@ -259,7 +259,7 @@ def _with_segments(image: LabelledImage, document: Path) -> LabelledImage:
 
 
 def _file_in(places: Sequence[Path], name: str, *, bare: bool = False) -> Path | None:
-    """Return the file in one of these folders, of Windows too; `bare` if its name alone is enough.
+    """Return the file in one of these folders, also of Windows; `bare` if its name alone is enough.
 
     Raises `DatasetError` for a name that leads out of them.
     """

@@ -43,7 +43,7 @@ def mean_estimate(scores: Sequence[float], *, interval: bool = True) -> Estimate
 def estimates(values: Iterable[tuple[str, float, Sequence[float]]]) -> dict[str, Estimate]:
     """Return qualities by name, without those that cannot be measured.
 
-    The interval is that of the samples of which a quality can be measured; there is none without such samples.
+    The interval is over the samples of which a quality can be measured; there is none without such samples.
     """
     found = {}
     for name, value, resampled in values:

@@ -25,7 +25,7 @@ _SIZES: Final = ("small", "medium", "large")
 
 
 def common_classes(first: ModelInfo, second: ModelInfo) -> dict[int, str]:
-    """Return the names of the classes of both: those of the first model by its ids, others of the second behind."""
+    """Return the names of the classes of both: the first model's by its ids, others of the second behind."""
     names = {one.id: one.name for one in first.classes}
     for one in second.classes:
         if one.name not in names.values():
@@ -43,7 +43,7 @@ def class_name(number: int, names: Mapping[int, str]) -> str:
 def agreement_of(first: Result, second: Result, names: Mapping[int, str]) -> Agreement:
     """Return how much two answers to one image agree; classes are the same if their names are.
 
-    `names` are those of `common_classes`. Raises `BadRequestError` for answers that cannot be compared.
+    `names` are from `common_classes`. Raises `BadRequestError` for answers that cannot be compared.
     """
     from segserve_builder.scoring.agreement import agreement
 

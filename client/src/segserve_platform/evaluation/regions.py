@@ -42,9 +42,9 @@ _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B", "1"})
 def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Regions:
     """Return a mask of each labelled class.
 
-    Pixels without a label do not count, which are those of 255 in a label map. Of a data set of objects each pixel
-    counts but those of objects of several classes; where there is no object, it is of the class called background, if
-    the model has one.
+    Pixels without a label do not count, which are pixels of 255 in a label map. In a data set of objects each pixel
+    counts except pixels of objects of several classes; where there is no object, it is of the class called background,
+    if the model has one.
     """
     if dataset.labels == "objects":
         return _pixels_of_objects(image, classes)
@@ -311,7 +311,7 @@ def _pixels(image: LabelledImage, file: Path, modes: frozenset[str]) -> NDArray[
 
 
 def masks_by_value(values: NDArray[Any]) -> dict[int, EncodedMask]:
-    """Return the mask of each value of a map (H, W), 0 too."""
+    """Return the mask of each value of a map (H, W), including 0."""
     return {value - 1: mask for value, mask in masks_of_labels(values.astype(np.int64) + 1).items()}
 
 

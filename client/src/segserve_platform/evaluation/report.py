@@ -54,9 +54,9 @@ class EvaluationReport:
 
     `metrics` are over all images, `classes` by name, `sizes` of small, medium and large objects. `score` is the mean of
     `images`, each of which has its mean IoU, or the panoptic quality of its objects. An image that was not answered
-    counts as one in which nothing was found. `slices` are by name, if any were asked for. `crowds` is the number of
-    labels that are marked as crowds (iscrowd, difficult) and count in no figure, `repeated` that of objects that are
-    labelled again with the same class and outline.
+    counts as one in which nothing was found. `slices` are by name, if any were requested. `crowds` is the number of
+    labels that are marked as crowds (iscrowd, difficult) and count in no figure, `repeated` the number of objects that
+    are labelled again with the same class and outline.
     """
 
     model: str
@@ -94,7 +94,7 @@ class EvaluationReport:
         return tuple(self.images[place] for place in self.ranking()[:count])
 
     def ranking(self) -> list[int]:
-        """Return the places of the images, those with the lowest scores first."""
+        """Return the places of the images, lowest scores first."""
         return sorted(range(len(self.images)), key=lambda place: self.images[place].score)
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class EvaluationReport:
     def to_html(self, pictures: Sequence[tuple[ImageScore, Image.Image | str]] = ()) -> str:
         """Return the report as a page that refers to nothing outside of it, with a section for each picture.
 
-        A text says why an image has none.
+        A text says why an image has no picture.
         """
         names, rows = self._rows(None)
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *names))
@@ -194,7 +194,7 @@ class EvaluationReport:
             replace_file(folder / name, text)
 
     def _rows(self, wanted: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
-        """Return the titles of columns, and rows of a title and cells, of the figures that are wanted, or all."""
+        """Return the titles of columns, and rows of a title and cells, of the requested figures, or all."""
         slices = [
             (f"slice {name}, {own.images} image{'s' if own.images > 1 else ''}", own.metrics)
             for name, own in self.slices.items()

@@ -1,4 +1,4 @@
-"""`segserve.evaluate`: asks a model labelled images through its gateway, and scores the answers."""
+"""`segserve.evaluate`: sends labelled images to a model through its gateway, and scores the answers."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _checked(path: Path, rows: list[tuple[Any, Any]]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
-    """Answers to images, one a line: of `model`, asked with these options.
+    """Answers to images, one a line: of `model`, with these options.
 
     Lines of other models, options and revisions stay and are skipped, as is one that was cut short.
     """
@@ -184,19 +184,19 @@ def evaluate(
     client: Client | None = None,
     progress: EvaluationProgress | None = None,
 ) -> EvaluationReport:
-    """Ask a model all images of a data set, and score its answers against the labels.
+    """Send all images of a data set to a model, and score its answers against the labels.
 
     `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), or with
     `images` and `labels` (label maps as PNG or TIFF). `images` is the folder of a JSON file's images, which are
     otherwise looked for beside it. `classes` names those that count, by default all of the data set. `score_threshold`
-    and `max_detections` are those of `Client.segment`; AP needs a low threshold. `resamples` samples of the images,
+    and `max_detections` are as in `Client.segment`; AP needs a low threshold. `resamples` samples of the images,
     drawn with a fixed seed, give the intervals.
 
     `by` divides the images into slices, each of which has its mean IoU, AP or PQ: by `folder`, or by a CSV file with
     the columns image and slice, a JSON file with the slice of each image, or the same as a mapping.
 
-    With the folder `out`, answers are kept in it, the same call asks only what is missing of the same revision, and the
-    report is written as `report.json` and `report.html`, with the `worst` images. `client` is by default a new one.
+    With the folder `out`, answers are kept in it, the same call sends only what is missing of the same revision, and
+    the report is written as `report.json` and `report.html`, with the `worst` images. `client` is by default a new one.
 
     Raises `DatasetError` for data that cannot be used, `RevisionChangedError` if several revisions answered, and the
     errors of `Client.segment` that concern all images. An image that fails alone is in the report's `failed`.

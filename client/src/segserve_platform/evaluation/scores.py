@@ -49,7 +49,7 @@ LabelPair: TypeAlias = tuple[Regions, Regions]
 """The labels of an image, and apart from them crowds, in which any number of objects may be found."""
 
 MAIN: Final[Mapping[Measure, str]] = {"pixels": "miou", "segments": "pq", "masks": "ap", "boxes": "ap"}
-"""The figure by which slices are told apart."""
+"""The figure by which slices are compared."""
 SIZES: Final = ("small", "medium", "large")
 """COCO's: below 32² pixels, below 96², and larger."""
 _AREAS: Final = ("all", *SIZES)
@@ -67,7 +67,7 @@ BINS: Final = 15
 def calibration_error(confidences: ArrayLike, right: ArrayLike, weights: ArrayLike = 1.0) -> float:
     """Return the ECE, 0 to 1, of confidences from 0 to 1, each with the share that is right of what it is said of.
 
-    `weights` are how much each counts. Returns NaN if there are none.
+    `weights` are how much each counts. Returns NaN without any.
     """
     sure, share = np.clip(np.asarray(confidences, np.float64), 0, 1), np.asarray(right, np.float64)
     counted = np.broadcast_to(np.asarray(weights, np.float64), sure.shape)

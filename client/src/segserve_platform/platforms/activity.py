@@ -125,7 +125,7 @@ class ActivityWindow:
     )
 
     def add(self, snapshot: MetricsSnapshot) -> None:
-        """Take a snapshot; of those before the window one is kept."""
+        """Take a snapshot; one of the snapshots before the window is kept."""
         self.snapshots.append(snapshot)
         while len(self.snapshots) > 2 and snapshot.at_s - self.snapshots[1].at_s >= self.window_s:
             self.snapshots.popleft()

@@ -59,8 +59,8 @@ def check_state_folder(store: ResourceFiles) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """The logs to show: those of the model `name` and the `container` triton or agent, or all for None. `lines` is per
-    log.
+    """The logs to show: the logs of the model `name` and the `container` triton or agent, or all for None. `lines` is
+    per log.
     """
 
     name: str | None = None
@@ -70,7 +70,7 @@ class LogRequest:
 
 
 class LocalPlatform:
-    """The `Platform` of one state folder: that of `ref`, or the default one."""
+    """The `Platform` of one state folder: the folder in `ref`, or the default one."""
 
     def __init__(self, place: Local | None = None) -> None:
         self.store = local_store(place)
@@ -129,7 +129,7 @@ class LocalPlatform:
             return None
 
     def pools(self) -> list[Json]:
-        """Read all pools from their files; the default pool has none."""
+        """Read all pools from their files; the default pool has no file."""
         return [self.store.get(POOL, name) for name in self.store.names(POOL)]
 
     def pool(self, name: str) -> Json:
@@ -239,7 +239,7 @@ class LocalPlatform:
             yield from file
 
     def ca_file(self) -> str | None:
-        """Return the file of the gateway's private authority; None if it has none, or is down."""
+        """Return the file of the gateway's private authority; None without one, or if it is down."""
         record = self._running()
         return None if record is None else record.ca_file or None
 
@@ -282,7 +282,7 @@ class LocalPlatform:
 
 
 def _shown(manifest: Json) -> Json:
-    """Return a resource without roles that nobody can read, and with a condition that says so."""
+    """Return a resource without its unreadable roles, and with a condition that says so."""
     status = manifest.get("status") or {}
     if not isinstance(status.get("roles", {}), str):
         return manifest

@@ -112,7 +112,7 @@ def stored_pipeline(manifest: Json, stored: Mapping[str, Json]) -> Pipeline:
 def revision_of(manifest: Json | None, stored: Mapping[str, Json]) -> str:
     """Return the revision that follows from a model's manifest and the models that it may name, by name.
 
-    It is empty if there is none, or if this version cannot read it.
+    It is empty without a revision, or if this version cannot read it.
     """
     try:
         return "" if manifest is None else stored_pipeline(manifest, stored).revision

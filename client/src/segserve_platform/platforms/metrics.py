@@ -64,7 +64,7 @@ class MetricsSnapshot:
 def read_series(text: str, namespace: str | None = None) -> Iterator[MetricSeries]:
     """Yield the series of a text; Envoy's about models get the labels `model`, `group` and `protocol`.
 
-    With a namespace only those of it, and those of none.
+    With a namespace, only its series, and series without a namespace.
     """
     for line in text.splitlines():
         found = None if line.startswith("#") else _SAMPLE.match(line)

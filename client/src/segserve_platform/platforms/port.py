@@ -194,7 +194,7 @@ class Platform(Protocol):
         ...
 
     def user(self) -> str:
-        """Return the name of the user who sends the requests; empty if the platform does not know it."""
+        """Return the name of the user who sends the requests; empty if it is unknown."""
         ...
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:

@@ -88,7 +88,7 @@ def is_starting(manifest: Mapping[str, Any]) -> bool:
 
 
 def name_advice(name: str, manifests: Iterable[Mapping[str, Any]]) -> str:
-    """Return what to add to the error of a name that is not served, from all models; empty if there are none."""
+    """Return what to add to the error of a name that is not served, from all models; empty without models."""
     from segserve_operator.api.checks import did_you_mean
 
     models = {manifest["metadata"]["name"]: manifest for manifest in manifests}

@@ -81,7 +81,7 @@ def classes_of(family: Family, number: int | None, names: ClassNames | None, lab
 
 
 def names_for(number: int | None, names: ClassNames) -> Sequence[str] | None:
-    """Return the names of `number` classes, None if there are more or fewer; a single name is that of the object."""
+    """Return the names of `number` classes, None if there are more or fewer; a single name is the object's."""
     if number is None or len(names.names) == number:
         return names.names
     return ("background", *names.names) if (number, len(names.names)) == (2, 1) else None

@@ -182,7 +182,7 @@ def _uri(network: Path, folder: Path, *, copy: bool | None, force: bool) -> str:
 def _write(
     guessed: Guess, name: str, uri: str, folder: Path, progress: Progress
 ) -> tuple[Sequence[Result] | None, Sequence[Remark]]:
-    """Write all files; return the answers to the golden images, None if there are none, and all remarks.
+    """Write all files; return the answers to the golden images, None without any, and all remarks.
 
     Raises `CommandError` if the pipeline does not answer; nothing is written then.
     """

@@ -181,7 +181,7 @@ def _evidence(family: Family, network: NetworkFile, classes: int | None, named: 
 class Guess:
     """How to serve a network, and why: its spec, without golden set and with the file's name as its address.
 
-    `images` are those of the user's images that are small enough for it.
+    `images` are the user's images that are small enough for it.
     """
 
     network: NetworkFile
@@ -397,7 +397,7 @@ def _family_remarks(ranked: Sequence[FamilyCandidate], overrides: Overrides) -> 
 def _tried_normalise(
     choice: Choice, image: ImageInput, score: Callable[[StageOptions], float] | None, progress: Progress
 ) -> tuple[Choice, tuple[Trial, ...]]:
-    """Return the normalisation with the best score, or the most usual one if scores cannot tell."""
+    """Return the normalisation with the best score, or the most usual one if scores cannot decide."""
     names = sorted(USUAL, key=lambda name: name != _most_usual(image))
     if score is None:
         text = f"{choice.remark.text}, and it was not tried on images: {names[0]} is a guess"

@@ -26,14 +26,14 @@ Place: TypeAlias = tuple[str | int, ...]
 """A path within a resource: `("spec", "classes")`."""
 StageOptions: TypeAlias = Mapping[str, Any]
 Progress: TypeAlias = Callable[[str], None]
-"""Told what is being tried: "normalisation 2 of 4"."""
+"""Called with what is being tried: "normalisation 2 of 4"."""
 PASSING: Final = frozenset({"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice"})
 """Operators that do not change the values of pixels."""
 METADATA_OPERATORS: Final = frozenset({"Shape", "Size"})
 LONGEST_CHAIN: Final = 24
 COLOURS: Final[dict[int, Literal["RGB", "GREY"]]] = {3: "RGB", 1: "GREY"}
 BESIDE: Final = ("config.json", FILE_NAME)
-"""Files that tell about a network, in its folder."""
+"""Files that describe a network, in its folder."""
 
 
 def no_progress(_: str) -> None:

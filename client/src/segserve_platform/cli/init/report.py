@@ -24,7 +24,7 @@ MAX_DETECTIONS: Final[int] = Output().max_detections
 def report(
     guessed: Guess, results: Sequence[Result] | None, remarks: Sequence[Remark], resource: Path
 ) -> RenderableType:
-    """Return the report, as wide as the terminal; `results` are the golden answers, None if there are none."""
+    """Return the report, as wide as the terminal; `results` are the golden answers, None without any."""
     size = guessed.network.path.stat().st_size / 2**20
     title = Text.assemble((printable(guessed.network.path.name, 200), "bold"), f"  {size:.1f} MiB")
     written = _pairs(_written(guessed, results, resource))

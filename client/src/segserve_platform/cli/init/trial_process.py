@@ -48,7 +48,7 @@ def _runs(order: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     allow_allocations(step_limit_bytes() + LOADING_BYTES + LOADING_COPIES * artifact.stat().st_size)
     model = InProcessModel(Pipeline.model_validate(order["pipeline"]), artifact)
     loaded, request = process_bytes("VmRSS"), RequestOptions()
-    # The first request also loads kernels, which must not fail for want of memory. A network may refuse so small a one.
+    # The first request also loads kernels, which must not fail for lack of memory. A network may refuse so small a one.
     with contextlib.suppress(Exception):
         model.answer(Path(order["warm_up"]).read_bytes(), request)
     allow_allocations(step_limit_bytes())  # as in a step: what was loaded does not count

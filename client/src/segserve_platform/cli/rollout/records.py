@@ -77,7 +77,7 @@ def record_from_file(path: Path) -> Record:
 
 
 def record_of_name(platform: Platform, name: str) -> Record:
-    """Return a record by its own name, or that of a model's latest rollout; raises `CommandError`."""
+    """Return a record by its own name, or the record of a model's latest rollout; raises `CommandError`."""
     manifest = platform.rollout(name)
     if manifest is None:
         standing = state_of(platform.model(name))
@@ -107,7 +107,7 @@ def policy_from_file(path: Path) -> RolloutPolicy:
 
 def _documents(path: Path) -> list[dict[str, Any]]:
     try:
-        # JSON is YAML too.
+        # JSON is also YAML.
         documents = [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"{path} cannot be read: {error}") from error
@@ -118,7 +118,7 @@ def _documents(path: Path) -> list[dict[str, Any]]:
 
 
 def replay_decisions(record: Record) -> tuple[Replayed, ...]:
-    """Return every decision whose evidence is recorded, derived again; raises `CommandError` if there is none."""
+    """Return every decision whose evidence is recorded, derived again; raises `CommandError` without any."""
     try:
         again = replay(record)
     except ValueError as error:

@@ -22,7 +22,7 @@ WATCH_S: Final = 1.0
 
 
 def current(platform: Platform, name: str) -> RolloutView:
-    """Return a model's rollout; raises `NotFoundError` if it has none."""
+    """Return a model's rollout; raises `NotFoundError` if it has no rollout."""
     model = platform.model(name)
     view = read_rollout(platform, model)
     if view is None:

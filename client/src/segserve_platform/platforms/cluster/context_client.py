@@ -61,7 +61,7 @@ class ContextClient(KubeClient):
             case 409:
                 return ConflictError(_conflict(error.causes, message))
             case 410:
-                return error  # whoever watches lists again
+                return error  # the watcher lists again
             case 400 | 413 | 415 | 422:
                 return refused(_refused_fields(error.causes) or message)
             case status:
@@ -69,7 +69,7 @@ class ContextClient(KubeClient):
 
 
 def _refused_fields(causes: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rejected fields with their reasons, empty if the server names none."""
+    """Return the rejected fields with their reasons, empty if the server names no fields."""
     # A cause's message repeats the value, and often the whole spec; the user has both in the file.
     lines = (f"{cause.get('field') or 'the resource'}: {cause['message']}" for cause in causes if cause.get("message"))
     return "; ".join(dict.fromkeys(lines))

@@ -139,7 +139,7 @@ def _operator(client: ContextClient) -> DoctorCheck:
 
 
 def _works_in(client: ContextClient, deployment: Json) -> bool:
-    """Return whether an operator works in the client's namespace; one that is told nothing works in all of them."""
+    """Return whether an operator works in the client's namespace; one without a setting works in all of them."""
     container, own = deployment["spec"]["template"]["spec"]["containers"][0], deployment["metadata"]["namespace"]
     # The base of kustomize takes the operator's own namespace from its pod.
     environment = {
@@ -158,7 +158,7 @@ def _works_in(client: ContextClient, deployment: Json) -> bool:
 
 
 def _lease_holder(client: ContextClient) -> str | None:
-    """Return the holder of a lease that was renewed within `LEASE_S`, None if there is none."""
+    """Return the holder of a lease that was renewed within `LEASE_S`, or None."""
     leases, _ = client.list(LEASES, fields=f"metadata.name={LEASE}", everywhere=True)
     for lease in leases:
         spec = lease.get("spec") or {}

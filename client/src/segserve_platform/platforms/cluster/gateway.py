@@ -106,7 +106,7 @@ def forwarded_port(
 ) -> Iterator[str]:
     """Forward a free port of this machine to one of a `service/NAME` or `pod/NAME` for the duration of the block.
 
-    Yields the URL. `advice` continues what the user of a machine without kubectl is told.
+    Yields the URL. `advice` continues the message to the user of a machine without kubectl.
     """
     kubectl = shutil.which("kubectl")
     if kubectl is None:

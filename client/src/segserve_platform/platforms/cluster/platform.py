@@ -105,7 +105,7 @@ def _pod(about: str, pod: Json) -> Iterator[PlatformEvent]:
 
 
 def short_name(pod: Mapping[str, Any]) -> str:
-    """Return the part of a pod's name after that of its Deployment."""
+    """Return the part of a pod's name after its Deployment's name."""
     name, template = str(pod["metadata"]["name"]), (pod["metadata"].get("labels") or {}).get("pod-template-hash")
     return name[name.rindex(template) :] if template and template in name else name
 
@@ -170,7 +170,7 @@ class ClusterPlatform:
         return self._get(MODEL, name)
 
     def find(self, kind: str, name: str) -> Json | None:
-        """Read a resource, None if there is none."""
+        """Read a resource, or return None."""
         try:
             return self.client.get(KINDS[kind], name)
         except NotFoundError:
@@ -189,7 +189,7 @@ class ClusterPlatform:
         return self.client.list(ROLLOUTS)[0]
 
     def rollout(self, name: str) -> Json | None:
-        """Read the record of a rollout, None if there is none."""
+        """Read the record of a rollout, or return None."""
         try:
             return self.client.get(ROLLOUTS, name)
         except NotFoundError:
@@ -211,12 +211,12 @@ class ClusterPlatform:
         return fetch_sheet(self.client, pool, model, self._kubectl_options())
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
-        """Merge annotations into those of an object."""
+        """Merge annotations into an object's annotations."""
         self._get(kind, name)
         self.client.patch(KINDS[kind], name, {"metadata": {"annotations": dict(annotations)}})
 
     def user(self) -> str:
-        """Return the name that the API server knows the user by; empty if it does not say."""
+        """Return the user's name at the API server; empty if it does not say."""
         review = {"apiVersion": SELF_REVIEWS.api_version, "kind": SELF_REVIEWS.name}
         try:
             status = self.client.create(SELF_REVIEWS, review).get("status") or {}
@@ -225,7 +225,7 @@ class ClusterPlatform:
         return str((status.get("userInfo") or {}).get("username") or "")
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
-        """Yield the resource after each change, and at least once per `POLL_S`; None while there is none."""
+        """Yield the resource after each change, and at least once per `POLL_S`; None while it does not exist."""
         with Watcher(self.client, [Selector(KINDS[kind], fields=f"metadata.name={name}")]) as watcher:
             changes = -1
             while True:

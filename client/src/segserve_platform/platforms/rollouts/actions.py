@@ -57,7 +57,7 @@ def request_action(platform: Platform, name: str, verb: str, gate: str = "") -> 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A request was handled by the platform; if it `restarts`, a rollout other than `former` has begun, or none can."""
+    """A request was handled by the platform; if it `restarts`, another rollout than `former` has begun, or none can."""
 
     name: str
     request: RolloutRequest
@@ -215,7 +215,7 @@ def _failure(model: Json) -> str:
 
 
 def _is_met(request: RolloutRequest, standing: RolloutState) -> bool:
-    """Return whether a rollout is in the state that a handled request asked for; True for actions that take longer."""
+    """Return whether a rollout is in the state that a handled request specified; True for actions that take longer."""
     match request.verb:
         case "promote":
             # What was only judged starts anew.

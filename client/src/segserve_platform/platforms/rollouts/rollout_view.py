@@ -117,7 +117,7 @@ class RolloutView:
 
     @property
     def compared(self) -> int:
-        """Number of callers' requests of which both revisions were asked copies, in Shadow."""
+        """Number of callers' requests of which both revisions got copies, in Shadow."""
         rows = () if self.record is None else self.record.rows
         return sum(sum(row.pairs.failed) for row in rows if row.pairs is not None)
 
@@ -181,14 +181,14 @@ def is_written(manifest: Json | None) -> bool:
 
 
 def state_of(model: Json) -> RolloutState | None:
-    """Return the state of a model's rollout from its status; None if it has had none."""
+    """Return the state of a model's rollout from its status; None if it has had no rollout."""
     if not (model.get("status") or {}).get("rollout"):
         return None
     return from_api(SegmentationModelStatus.model_validate(model["status"])).rollout
 
 
 def read_rollout(platform: Platform, model: Json, former: RolloutView | None = None) -> RolloutView | None:
-    """Return a model's rollout, or None if it has none; the record of `former` is reread after a second."""
+    """Return a model's rollout, or None; the record of `former` is reread after a second."""
     standing, now_s = state_of(model), time.time()
     if standing is None:
         return None
@@ -217,7 +217,7 @@ def _former_revision(model: Json, standing: RolloutState) -> str:
 
 
 def is_behind(model: Json, standing: RolloutState | None) -> bool:
-    """Return whether a rollout other than this one is about to start, or may be."""
+    """Return whether another rollout is about to start, or may be."""
     status = model.get("status") or {}
     if not is_seen(model):
         return True
@@ -227,7 +227,7 @@ def is_behind(model: Json, standing: RolloutState | None) -> bool:
 
 
 def watch_rollout(platform: Platform, name: str) -> Iterator[RolloutView | None]:
-    """Yield a model's rollout now and after changes, without end; None while there is none but one may come."""
+    """Yield a model's rollout now and after changes, without end; None while there is no rollout, but one may come."""
     former: RolloutView | None = None
     for manifest in platform.states(MODEL, name):
         model = manifest if manifest is not None else platform.model(name)

@@ -60,7 +60,7 @@ def steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterat
 
 
 def _shadow(view: RolloutView, record: Record) -> StepWords:
-    """Return Shadow as the first of the steps: at 0 %, so that nobody has the candidate's answers."""
+    """Return Shadow as the first of the steps: at 0 %, so that no caller gets the candidate's answers."""
     standing = view.standing
     since_s = next((each.at_s for each in record.decisions if each.phase is Phase.SHADOW), None)
     done = standing.step >= 0 or view.promoted or standing.phase is Phase.JUDGED

@@ -88,13 +88,13 @@ def looks(view: RolloutView, outlook: Forecast | None) -> str:
 
 
 def compared(view: RolloutView) -> str:
-    """Return how many of the copies that Shadow asks for both revisions have been asked."""
+    """Return how many of the copies that Shadow requires have been sent to both revisions."""
     shadow = view.record.policy.shadow if view.record is not None else None
     return f"{view.compared:,} of {shadow.min_requests if shadow is not None else 0:,} copied requests compared"
 
 
 def suspicion(verdict: Verdict) -> float:
-    """Return the evidence against the candidate as a share of that for a rollback; 0 of rules: these have none."""
+    """Return the evidence against the candidate as a share of what a rollback requires; 0 for rules."""
     gate_type = GATES.get(verdict.gate)
     return 0.0 if gate_type is None or gate_type.is_rule else verdict.progress
 
@@ -356,7 +356,7 @@ def slo_words(view: RolloutView) -> str:
 def burn_rate(side: Side, slo: Slo) -> float | None:
     """Return how many bad requests a revision has, as a multiple of those that the SLO allows; None without requests.
 
-    Of several objectives the one that is used most counts.
+    Among several objectives, the one that is used most counts.
     """
     if not side.requests:
         return None
@@ -370,7 +370,7 @@ def burn_rate(side: Side, slo: Slo) -> float | None:
 
 
 def asked(view: RolloutView) -> Iterator[tuple[str, float | None]]:
-    """Yield what users asked for in this rollout, newest first: words, and when (Unix time) if that is recorded."""
+    """Yield what users requested in this rollout, newest first: words, and when (Unix time) if that is recorded."""
     record = view.record
     dated: dict[str, float] = {}
     for decision in record.decisions if record is not None else ():
@@ -392,7 +392,7 @@ def actor(text: str) -> str:
 
 
 def _by(view: RolloutView, verb: str, gate: str = "") -> str:
-    """Return who asked for the latest of these actions, as ` by ada`; empty if unknown."""
+    """Return who requested the latest of these actions, as ` by ada`; empty if unknown."""
     requests = [RolloutRequest.of(text) for text in reversed(view.handled)]
     for request in requests:
         if request.verb == verb and request.revision == view.standing.revision and (not gate or request.gate == gate):
@@ -445,12 +445,12 @@ def latency(milliseconds: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share without digits that nobody needs: `6 %`, `240 %`."""
+    """Return a share without needless digits: `6 %`, `240 %`."""
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def number(value: float | None) -> str:
-    """Return a number with two or three digits; `-` if there is none."""
+    """Return a number with two or three digits; `-` for None."""
     return "-" if value is None else f"{value:.2g}" if value < 1 else f"{value:.3g}"
 
 
