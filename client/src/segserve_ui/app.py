@@ -59,7 +59,7 @@ CLASSES: Final = 1000
 STATUSES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.RequestTooLargeError, 413),
     (BadRequestError, 400),
-    (ClientDisconnect, 400),  # nobody gets it
+    (ClientDisconnect, 400),  # the client has gone
     (errors.ModelNotFoundError, 404),
     (NotFoundError, 404),
     (GoneAnswerError, 404),
@@ -284,7 +284,7 @@ class _Page:
         try:
             version = place.platform.version()
         except SegserveError:
-            version = None  # who may use models need not be allowed to see the operator
+            version = None  # a user of models may not be allowed to see the operator
         return {
             "place": version.place if version is not None else where,
             "url": version.url if version is not None else "",

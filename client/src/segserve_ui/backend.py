@@ -77,14 +77,14 @@ class Backend:
         return sides, {"value": found.value, "classes": sorted(classes, key=_agreement), "only": only}
 
     def pools(self) -> list[Json]:
-        """Return the pools' manifests; none for a user who may send requests, but not read pools."""
+        """Return the pools' manifests; none for a user that may send requests, but not read pools."""
         try:
             return self.place.platform.pools()
         except SegserveError:
             return []
 
     def caller(self, model: str, pools: Iterable[Json]) -> Caller:
-        """Return how somebody outside of the page calls a model of one of these pools."""
+        """Return how a program outside the page calls a model of one of these pools."""
         platform = self.place.platform
         ca_file = platform.ca_file() if isinstance(platform, LocalPlatform) else None
         key = self._key(model)

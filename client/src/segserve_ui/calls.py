@@ -15,7 +15,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """How somebody outside of the page reaches a platform: its gateway's URL, and what that requires of callers."""
+    """How a program outside the page reaches a platform: its gateway's URL, and what that requires of callers."""
 
     place: PlatformRef
     url: str | None

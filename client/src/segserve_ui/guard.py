@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 TOKEN_BYTES: Final = 24
 OPEN: Final = ("/static/", "/favicon.ico")
-"""What everybody may have, beside the page's frame: the files of an open-source package."""
+"""What any client may have, beside the page's frame: the files of an open-source package."""
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -59,7 +59,7 @@ class PageAccess:
 
     @property
     def authorization(self) -> str:
-        """The value of the header `Authorization` of somebody who has the token."""
+        """The value of the header `Authorization` of a client with the token."""
         return f"Bearer {self.token}"
 
 

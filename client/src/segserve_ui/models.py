@@ -64,7 +64,7 @@ class ModelsList:
         }
 
     def _task(self, manifest: Json, stored: Mapping[str, Json]) -> str:
-        """Return a model's task, derived anew once its spec, or that of a model which it names, is another one."""
+        """Return a model's task, derived anew once its spec, or the spec of a model that it names, has changed."""
         name = manifest["metadata"]["name"]
         specs = [stored[each]["spec"] for each in (name, *named_models(manifest).values()) if each in stored]
         if name not in self._tasks or self._tasks[name][0] != specs:

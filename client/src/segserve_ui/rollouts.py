@@ -46,7 +46,7 @@ class RolloutsOverview:
         self._views: dict[str, RolloutView] = {}
 
     def describe(self, stored: StoredModels) -> Json:
-        """Return `rollouts`, those in progress first, and the models `without` one; raises as `Platform.rollouts`."""
+        """Return `rollouts`, in progress first, and the models `without` one; raises as `Platform.rollouts`."""
         found, without = [], []
         earlier = self._earlier()
         for model in stored.manifests:
@@ -84,7 +84,7 @@ def draw_pairs(platform: Platform, model: str) -> Json:
     """Return the `pairs` of answers that differ most in Shadow: `figures` as lines, and `picture`, a JPEG in base64.
 
     Nothing of them is kept: they are of callers' images. `compared` is the number of pairs that they were chosen from.
-    Raises `NotFoundError` if there are none, and `ControlError` if the platform cannot show them.
+    Raises `NotFoundError` without pairs, and `ControlError` if the platform cannot show them.
     """
     try:
         from segserve_platform.evaluation.sheets import draw_pair, fetch_sheet, figures_of
@@ -103,7 +103,7 @@ def draw_pairs(platform: Platform, model: str) -> Json:
 
 
 def _actions(model: Json, view: RolloutView, outlook: Forecast | None) -> list[str]:
-    """Return what a person may want now: nothing is to be resumed that waits for nobody."""
+    """Return the actions that make sense now: a rollout is resumed only if it waits for a person."""
     awaited = view.standing.paused or (outlook is not None and outlook.wait is Wait.PERSON)
     possible = possible_actions(model)
     return [verb for verb in VERBS if verb in possible and (verb != "resume" or awaited)]

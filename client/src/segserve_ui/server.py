@@ -62,7 +62,7 @@ def serving(place: UiPlatform, port: int = 0) -> Iterator[PageAccess]:
                 time.sleep(0.01)
             yield access
         finally:
-            # Requests in progress end with the server: their tracebacks help nobody.
+            # Requests in progress end with the server: their tracebacks are not useful.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.should_exit = True
             thread.join(END_S)
