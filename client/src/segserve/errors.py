@@ -12,7 +12,7 @@ from segserve_common.errors import SegserveError as SegserveError
 
 # The words of a server for an image beyond `input.maxPixels`, or beyond the memory of one of its steps.
 TOO_LARGE_WORDS: Final = re.compile(r"\(input\.maxPixels\)|needs more memory than")
-# The words of a model that refuses images which are unlike those that it was made for.
+# The words of a model that refuses images unlike the images that it was made for.
 UNLIKE_WORDS: Final = re.compile(r"\(outOfDistribution\.threshold\)")
 # Triton's words for a step whose process has ended, or waited for a core for longer than a second.
 STEP_WORDS: Final = re.compile(r"Stub process .* is not healthy")
@@ -144,7 +144,7 @@ class ImageTooLargeError(BadRequestError):
 
 
 class OutOfDistributionError(BadRequestError):
-    """The image is unlike those that the model was made for, which refuses such ones (400, INVALID_ARGUMENT)."""
+    """The image is unlike the images that the model was made for, and is refused (400, INVALID_ARGUMENT)."""
 
 
 class DatasetError(SegserveError):

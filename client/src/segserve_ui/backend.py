@@ -24,7 +24,7 @@ from segserve_ui.calls import Caller
 
 TIMEOUT_S: Final = 60.0
 HEADROOM_BYTES: Final = 4096
-"""Of a request, for what is sent beside the image."""
+"""Bytes of a request for what is sent beside the image."""
 T = TypeVar("T")
 OpenGateway = Callable[[str], AbstractContextManager[str | None]]
 

@@ -125,7 +125,7 @@ class DigestMismatchError(BuilderError):
 
 
 class FilesChangedError(BuilderError):
-    """Files of a step are not those that were verified; Triton does not keep it, and it is published again."""
+    """Files of a step differ from the verified ones; Triton does not keep it, and it is published again."""
 
     reason = "DigestMismatch"
     retryable = True

@@ -150,7 +150,7 @@ class Logits:
 class LabelMap:
     """Class ids per pixel of the original image, uint8 or uint16 shaped (H, W), with the logits they came from.
 
-    `instances` are those that a second network found in the same image.
+    `instances` are what a second network found in the same image.
     """
 
     labels: NDArray[Any]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Data: TypeAlias = "bytes | mmap.mmap"
 
 IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-"""Of the files that servers decode."""
+"""Suffixes of the files that servers decode."""
 UPRIGHT: Final = 1
 SWAPPED: Final = 5
 """From this orientation on, rows are columns."""

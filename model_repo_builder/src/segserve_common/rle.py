@@ -21,8 +21,8 @@ _MAX_DIGITS: Final = 7
 class RunLengths:
     """The runs of masks of one size, int64, in column order, mask after mask.
 
-    Each run outside of a mask is followed by a run inside, the last one of which may be 0. Those of mask i begin at
-    `starts[i]`.
+    Each run outside of a mask is followed by a run inside, the last one of which may be 0. The runs of mask i begin
+    at `starts[i]`.
     """
 
     outside: NDArray[np.int64]
@@ -50,7 +50,7 @@ class RunLengths:
             raise ProtocolError(f"not COCO RLE counts: {wrong[:40]!r}")
         # The last of a number's digits of 5 bits is its highest, and has the sign.
         numbers = ((symbols[symbols < _CONTINUED] ^ 16).view(np.int8) - np.int8(16)).astype(np.int64)
-        # Most numbers have no other digit, so that looking only at those that have takes little time.
+        # Most numbers have no other digit, so that looking only at the rest takes little time.
         lower = np.flatnonzero(symbols >= _CONTINUED)
         order = np.arange(lower.size)
         owners = lower - order

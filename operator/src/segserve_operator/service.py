@@ -166,7 +166,7 @@ class Store(Protocol):
         ...
 
     async def save_rollout(self, record: Record) -> None:
-        """Write a rollout's record; of those that ended, only the latest of each model are kept."""
+        """Write a rollout's record; of ended rollouts, only the latest of each model are kept."""
         ...
 
     async def emit(self, model: str | None, event: Event) -> None:

@@ -1,1 +1,1 @@
-"""Results in the formats of other tools, one module per format; `formats.FORMATS` lists those that are files."""
+"""Results in the formats of other tools, one module per format; `formats.FORMATS` lists the formats of files."""

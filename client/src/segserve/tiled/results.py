@@ -31,7 +31,7 @@ RESULT: Final = "result.json"
 OBJECTS: Final = "objects.jsonl"
 TiledT = TypeVar("TiledT", bound="TiledSemanticResult | TiledObjects")
 MAX_PIXELS_IN_MEMORY: Final = 268_435_456
-"""Of the largest result that is held in memory; larger ones need a folder."""
+"""Pixels of the largest result that is held in memory; larger results need a folder."""
 MOST_SEGMENTS: Final = 65_535
 MAX_TABLE_IN_MEMORY: Final = 536_870_912
 LABELS, IDS = "labels", "ids"
@@ -46,10 +46,10 @@ MAX_COCO_PIXELS: Final = (1 << 32) - 1
 class TiledResult:
     """The common part of every large image's result.
 
-    `size` is height and width. `revisions` are those that answered, more than one only if a change was allowed. `areas`
-    are pixels by class name. `tiles` is the total number of tiles, `sent` the number sent by this call: fewer if a
-    checkpoint had some. `folder` holds the result, or is None for a result in memory. `nodata` is the value in maps of
-    pixels without data, which count in no area, or None if the image has data everywhere.
+    `size` is height and width. `revisions` are the revisions that answered, more than one only if a change was allowed.
+    `areas` are pixels by class name. `tiles` is the total number of tiles, `sent` the number sent by this call: fewer
+    if a checkpoint had some. `folder` holds the result, or is None for a result in memory. `nodata` is the value in
+    maps of pixels without data, which count in no area, or None if the image has data everywhere.
     """
 
     model: str

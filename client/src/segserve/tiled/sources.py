@@ -200,7 +200,7 @@ class ImageFileSource(ArraySource):
 
 
 class StripArray:
-    """The strips of a TIFF, decoded one by one; those that the next windows need are cached."""
+    """The strips of a TIFF, decoded one by one; strips that the next windows need are cached."""
 
     def __init__(self, array: Any) -> None:
         self.shape, self.dtype = array.shape, array.dtype

@@ -69,7 +69,7 @@ OTHER_NAMES: Final = {
     "val": "eval",
     "rm": "delete",
 }
-"""What other tools call our commands."""
+"""Other tools' names of our commands."""
 
 
 class _Commands(TyperGroup):

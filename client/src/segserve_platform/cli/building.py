@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from segserve_operator.api.segmentation_model import SegmentationModel
 
 NetworkBackend: TypeAlias = Literal["python", "onnxruntime"]
-"""What runs networks that do not need a process of Python."""
+"""The backend of networks that do not need a process of Python."""
 Device: TypeAlias = Literal["cpu", "gpu"]
 ImageScore: TypeAlias = Literal["maxSoftmax", "energy", "detail"]
 """The scores of `spec.outOfDistribution`."""

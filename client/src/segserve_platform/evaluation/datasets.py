@@ -115,7 +115,7 @@ def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None 
 def matched_classes(
     dataset: Dataset, known: Sequence[SegmentClass], chosen: Sequence[str] | None = None, *, background: bool = False
 ) -> dict[int, SegmentClass]:
-    """Return the model's class of each class of the data set, by the data set's id; `chosen` names those that count.
+    """Return the model's class of each class of the data set, by the data set's id; `chosen` names the counted ones.
 
     With `background` the model's class of this name, if it has one, counts where a data set of objects has none.
     A class without labels that the model lacks is left out, as tools list groups of classes. Raises `DatasetError`,

@@ -81,7 +81,7 @@ def calibration_error(confidences: ArrayLike, right: ArrayLike, weights: ArrayLi
 def pixel_calibration(labels: Sequence[Regions], answers: Sequence[Regions]) -> float:
     """Return the ECE of label maps whose `scores` are the mean confidence of each class in its image.
 
-    The pixels of a class in an image count as equally sure. Those that are not labelled do not count.
+    The pixels of a class in an image count as equally sure. Pixels that are not labelled do not count.
     """
     confidences, right, weights = list[float](), list[float](), list[float]()
     for label, answer in zip(labels, answers, strict=True):
@@ -103,7 +103,7 @@ def pixel_calibration(labels: Sequence[Regions], answers: Sequence[Regions]) -> 
 def object_calibration(evaluated: Iterable[Mapping[str, Any] | None]) -> float:
     """Return the ECE of scores of objects, from pycocotools' evaluations of images; NaN of fewer than a hundred.
 
-    An object is right if it matches a labelled one at an IoU of 0.5. Those in crowds do not count.
+    An object is right if it matches a labelled one at an IoU of 0.5. Objects in crowds do not count.
     """
     confidences, right = list[float](), list[bool]()
     for each in evaluated:
@@ -389,7 +389,7 @@ def _with_calibration(scores: DatasetScores, error: float) -> DatasetScores:
 
 
 CocoFigures: TypeAlias = Mapping[str, tuple[str, int | slice, int]]
-"""By the name of a figure, the array of pycocotools that it is the mean of, thresholds of IoU, number of detections."""
+"""By a figure's name: the array of pycocotools that it is the mean of, thresholds of IoU, number of detections."""
 _FIGURES: Final[CocoFigures] = {
     "ap": ("precision", slice(None), 2),
     "ap50": ("precision", 0, 2),

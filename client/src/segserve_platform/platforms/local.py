@@ -36,7 +36,7 @@ MARK_BYTES: Final = 4096
 
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia")
 NO_GPU: Final = ("CUDA driver version is insufficient", "CudaDriverHelper has not been initialized")
-"""What Triton logs as errors on a machine that has no GPU, where they mean nothing."""
+"""Texts that Triton logs as errors on a machine without a GPU, where they mean nothing."""
 
 
 def local_store(place: Local | None = None) -> ResourceFiles:

@@ -95,8 +95,8 @@ Weights: TypeAlias = Mapping[Owner, float]
 def costs_between(before: ServerLook, now: ServerLook, served: Sequence[ServedRevision]) -> dict[Owner, RevisionCost]:
     """Return what each revision cost between two looks.
 
-    A step's process belongs to the revisions that share the step, in proportion to their requests. Of the server's own
-    CPU native networks have at most the time that they computed, as it also uses some while idle; the rest belongs to
+    A step's process belongs to the revisions that share the step, in proportion to their requests. Native networks get
+    at most the time that they computed of the server's own CPU, as it also uses some while idle; the rest belongs to
     the revisions in proportion to the CPU of their steps. The CPU of all is exactly what the processes used.
     """
     counts = {name: now.counts[name].since(before.counts.get(name)) for name in now.counts}

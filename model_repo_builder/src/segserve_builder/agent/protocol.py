@@ -180,7 +180,7 @@ MAX_HISTOGRAMS: Final = 64
 MAX_SLICE_HISTOGRAMS: Final = 128
 """Most histograms of all slices of a revision together."""
 MAX_REPORTED_SLICES: Final = 18
-"""So that each has histograms of its images and of empty answers."""
+"""Most slices that are reported: each then has histograms of its images and of empty answers."""
 MAX_BUCKETS: Final = 16
 Bucket = Annotated[int, Field(ge=0, le=2**53)]
 CountedHistograms = Annotated[

@@ -267,7 +267,7 @@ class Prepared:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The names in the repository of the steps, and of the members of those that are shared."""
+        """The names in the repository of the steps, and of the members of shared steps."""
         return (*self.processes, *self.tree.members)
 
     def outcomes(self, opened: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:

@@ -37,7 +37,7 @@ from segserve_builder.values import ResizeTransform
 class TritonPythonModel:
     """Postprocesses one image per request, and computes only the requested outputs.
 
-    Those of one process have one reporter of metrics.
+    All instances of one process have one reporter of metrics.
     """
 
     def __init__(self, reporter: MetricsReporter | None = None) -> None:

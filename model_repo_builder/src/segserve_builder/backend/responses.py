@@ -161,7 +161,7 @@ def log_error(error: Exception, request_id: str = "") -> None:
 def input_array(request: Any, name: str) -> NDArray[Any] | None:
     """Return the input's array, or None if the request lacks it.
 
-    Its dtype and shape are those that the caller sent.
+    Its dtype and shape are as the caller sent them.
     """
     if isinstance(request, SentRequest):
         return request.tensors.get(name)

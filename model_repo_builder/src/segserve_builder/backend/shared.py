@@ -25,11 +25,11 @@ from segserve_builder.steps.session import share_sessions
 from segserve_builder.steps.step_options import MODEL_FILE, PARAMETER
 
 LOOK_S: Final = 0.1
-"""Between two looks for new members; each reads the time of the repository's last change alone."""
+"""Time between two looks for new members; each reads only the time of the repository's last change."""
 KEPT_S: Final = 120.0
 """A member stays open after its folder went: requests that Triton began with the former ensemble still reach it."""
 RETRY_S: Final = 1.0
-"""Before a member that could not be opened is opened again, doubled after each further failure."""
+"""Time before a member that could not be opened is opened again, doubled after each further failure."""
 LONGEST_RETRY_S: Final = 64.0
 RENEW_S: Final = 30.0
 """A member that fails the agent's requests is opened anew, at most once in this time."""
@@ -245,7 +245,7 @@ class SharedStep(ABC):
             if self._closed.is_set():
                 return
             if failure is None or time.monotonic() >= failure.retry_at_s:
-                with suppress(NotOpenError):  # who asks for it is told
+                with suppress(NotOpenError):  # a caller of it gets the reason
                     self._open(name)
         for name, since_s in tuple(self._gone_s.items()):
             if time.monotonic() - since_s > KEPT_S:

@@ -237,7 +237,8 @@ def redact(pixels: NDArray[Any], regions: _Regions, rule: RedactionRule) -> NDAr
     if rule.method == "fill":
         redacted[hidden > 0] = 0
         return redacted
-    # Pixels that are left of a region as large as itself reveal little of it: the image in blocks, and those smoothed.
+    # Pixels that are left of a region as large as itself reveal little of it: the image in blocks, which are then
+    # smoothed.
     block = max(16, max(height, width) // 24)
     small = cv2.resize(pixels, (max(width // block, 1), max(height // block, 1)), interpolation=cv2.INTER_AREA)
     blurred = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR).reshape(pixels.shape)

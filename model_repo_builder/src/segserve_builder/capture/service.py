@@ -62,7 +62,7 @@ class OwnRequest:
 def own_request(copy: RequestCopy, rule: CaptureRule) -> OwnRequest | None:
     """Return the request for a copy's image, None if that cannot be read, or is a batch of several.
 
-    Where its answer says what is redacted, it has no parameter of the caller: a threshold would uncover what is hidden.
+    If its answer says what is redacted, it has no parameter of the caller: a threshold would uncover what is hidden.
     """
     body = WireBody(copy.body, copy.header_length)
     kept: dict[str, float] = {}

@@ -19,7 +19,7 @@ Query: TypeAlias = "Mapping[str, list[str]]"
 
 _TIMEOUT_S: Final = 10.0
 MAX_CONNECTIONS: Final = 64
-"""Beyond it the oldest connection is closed: the kubelet's are served within milliseconds, and so are not it."""
+"""Beyond it the oldest connection is closed, never the kubelet's: these are served within milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ _MAX_LINE_BYTES: Final = 2**20
 OWNERS_INTERVAL_S: Final = 5.0
 """Time between two looks at which model has a step, for lines of JSON."""
 _SHARED_MODE: Final = 0o775
-"""Of the repository: the agent is another user of the same group."""
+"""Mode of the repository: the agent is another user of the same group."""
 MAX_BYTES: Final = 20 * 2**20
 
 

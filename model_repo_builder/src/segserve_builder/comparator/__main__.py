@@ -20,7 +20,7 @@ from segserve_common.logs import LogSettings, start_logging
 
 MAX_REQUEST_BYTES: Final = 64 * 2**20
 SHEETS_CONNECTIONS: Final = 2
-"""At the port for sheets: each may hold a whole one."""
+"""Connections to the port for sheets: each may hold a whole sheet."""
 HELD_BYTES: Final = 64 * 2**20
 """Bodies of all copies together, or two of the largest."""
 

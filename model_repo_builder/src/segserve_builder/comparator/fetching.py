@@ -11,7 +11,7 @@ from segserve_common.http.urls import RequestError
 
 TIMEOUT_S: Final = 30.0
 MAX_SHEET_BYTES: Final = 2 * MOST_PAIRS * MOST_PAIR_BYTES
-"""Of a sheet as JSON: its bytes are in base64."""
+"""Largest sheet as JSON: its bytes are in base64."""
 
 
 def fetch_sheet(transport: httpx.BaseTransport, model: str, url: str = "http://comparator") -> bytes | None:

@@ -42,7 +42,7 @@ MAX_BASELINES: Final = 200
 BASELINE_INTERVAL: Final = 3
 """One of so many copies is sent to stable twice, and all while the candidate warms up, until there are enough."""
 MOST_PAIRS: Final = 8
-"""As `sheet.MOST_PAIRS`, whose module needs numpy; this process does not."""
+"""The same as `sheet.MOST_PAIRS`, whose module needs numpy; this process does not."""
 
 
 @dataclass(slots=True)
@@ -182,7 +182,7 @@ WAITING_PER_MODEL: Final = 16
 REFRESH_S: Final = 0.2
 MAX_COMPARISONS_BYTES: Final = 2**20
 SHEET_BYTES: Final = 64 * 2**20
-"""Of the kept pairs of all models."""
+"""Bytes of the kept pairs of all models."""
 _TAKEN: Final = HttpReply(204)
 _TAKEN_GRPC: Final = HttpReply(200, headers={"content-type": "application/grpc", "grpc-status": "0"})
 

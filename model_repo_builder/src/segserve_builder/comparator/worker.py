@@ -20,7 +20,7 @@ from segserve_builder.scoring.agreement import Agreement, Answer, agreement
 from segserve_common.kserve import Tensor
 
 MEMORY_BYTES: Final = 768 * 2**20
-"""Of data, as RLIMIT_DATA counts it; a comparison that needs more is not made."""
+"""Limit of data, as RLIMIT_DATA counts it; a comparison that needs more is not made."""
 
 _log = logging.getLogger(__name__)
 

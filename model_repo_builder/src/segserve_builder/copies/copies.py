@@ -32,16 +32,16 @@ CopyProtocol: TypeAlias = Literal["http", "grpc"]
 
 MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 HEADER_LENGTH: Final = "inference-header-content-length"
-"""As `segserve_common.kserve` has it, without its numpy: this process only passes on what others compute with."""
+"""The same as in `segserve_common.kserve`, without its numpy: this process only passes on what others compute with."""
 _INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(/versions/[0-9]+)?/infer")
 _FRAME_BYTES: Final = 5
 _NAMES_BYTES: Final = 512
-"""Of a gRPC message: its tensors come last, and what differs between requests for one image is a short id."""
+"""Part of a gRPC message: its tensors come last, and what differs between requests for one image is a short id."""
 _MAX_FIELDS: Final = 10_000
 """A request's message has some dozen fields; to walk through millions would keep other callers' copies waiting."""
 _SEQUENCE: Final = b"sequence_id"
 _MOST_JSON_BYTES: Final = 2**20
-"""Of a body whose list of outputs is rewritten; parsing a larger one would keep copies of others waiting."""
+"""Most JSON of a body whose list of outputs is rewritten; parsing more would keep other callers' copies waiting."""
 _OPTIONAL: Final = tuple(name.encode() for name in OPTIONAL_OUTPUTS)
 _MODEL_NAME, _PARAMETERS, _REQUESTED_OUTPUT = 1, 4, 6
 _OUTPUT_NAME: Final = 1
@@ -56,7 +56,7 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 NICENESS: Final = 10
 LENGTH: Final = struct.Struct("<I")
-"""Of the header in bytes; the header's `sizes` are the lengths of the blobs."""
+"""Length of the header in bytes; the header's `sizes` are the lengths of the blobs."""
 READY: Final = b"\n"
 """Written by the worker once it has loaded what it needs."""
 TIMEOUT_S: Final = 10.0

@@ -32,10 +32,10 @@ Reduced: TypeAlias = Literal["fp16", "int8"]
 LEAST_IMAGES: Final = 4
 LEAST_OBJECTS: Final = 10
 LEAST_PIXELS: Final = 32**2
-"""Of fewer objects or pixels of a class its loss says nothing: one that is at a threshold would decide."""
+"""With fewer objects or pixels of a class, its loss says nothing: one that is at a threshold would decide."""
 MAX_LOSS: Final = 0.05
 MAX_OBJECT_LOSS: Final = 0.15
-"""Of the agreement of objects, which one that is at a threshold changes."""
+"""Loss of the agreement of objects, which one object at a threshold changes."""
 RUNS: Final = 7
 _LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _QUANTISED: Final = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear"})

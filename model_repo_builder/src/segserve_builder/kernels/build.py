@@ -24,7 +24,7 @@ def compile_module(name: str) -> None:
 def compile_modules(
     names: Collection[str] | None = None, report: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Compile modules, or all if there are no names, each once those that it imports are there to be loaded.
+    """Compile modules, or all if there are no names, each once the modules that it imports can be loaded.
 
     `report` is called with the number of modules that are compiled and the number of all that will be. Raises
     `ValueError` for a name that is not a module of kernels, and what a module raises.

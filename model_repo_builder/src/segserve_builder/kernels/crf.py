@@ -104,7 +104,7 @@ class Terms:
 
 
 LATTICE_BYTES: Final = 1 << 30
-"""What the values at the vertices and their neighbours may take."""
+"""Memory that the values at the vertices and their neighbours may take."""
 
 
 def refine(scores: NDArray[np.float32], image: NDArray[np.uint8], terms: Terms, iterations: int) -> None:

@@ -135,7 +135,7 @@ def fill_holes(
     than `max_area` pixels stay, and so do holes of labels that are not among `classes`, if they are given.
 
     Pixels of label 0 become the class of the smallest such hole that they lie in; with `everything` all pixels do,
-    and of the largest. Of equally large ones the lowest label's wins.
+    and of the largest. Among equally large ones, the lowest label's wins.
     """
     chosen = chosen_labels(labels.dtype, classes)
     filled = packed(labels, labels.dtype, 2).copy()

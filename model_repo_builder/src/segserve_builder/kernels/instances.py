@@ -288,7 +288,7 @@ def cut_regions(regions: ObjectMap, min_distance: int, connectivity: Connectivit
 
     A peak is a pixel with no higher one of its region in the square of `min_distance` pixels around it, height being
     the distance to the nearest pixel outside the region. All pixels that are farther from it than `MOST_DISTANCE` are
-    equally high and have one peak, the first of them. Of other peaks of one region that are nearer to each other than
+    equally high and have one peak, the first of them. If other peaks of one region are nearer to each other than
     `min_distance`, along both axes, the first stays, row by row. The flood takes higher pixels first, none of them as
     higher than the one that it was reached from, and of equally high ones the one that was reached first: peaks row by
     row, then neighbours in the order up, left, right, down, and with `connectivity` 8 the corners in the same order.

@@ -304,7 +304,8 @@ def sampled_confidences(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return by label the pixels in every `step`-th row and column of a map, and the sum of their probabilities.
 
-    `logits` (C, h, w) are read at the cell nearest to a pixel; those of one channel are of the second of two classes.
+    `logits` (C, h, w) are read at the cell nearest to a pixel; logits of one channel belong to the second of two
+    classes.
     """
     check_covers(logits.shape, rows, columns)
     sums = np.zeros((2, max(len(logits), 2)))

@@ -167,7 +167,7 @@ def matrix_decay(
 def greedy_masks(
     masks: Sequence[bytes], classes: NDArray[np.int32], height: int, width: int, iou_threshold: float, limit: int
 ) -> NDArray[np.int64]:
-    """Return the first `limit` indices of masks, best first, without those that have an IoU above the threshold with
+    """Return the first `limit` indices of masks, best first, without masks that have an IoU above the threshold with
     a better one of their class that is kept. Raises `ValueError` as `matrix_decay` does.
 
     They are int64 (M,).

@@ -143,8 +143,8 @@ def paste_rles(
     """Return COCO's compressed counts, for a mask of `height` x `width` each, of N masks stretched over their boxes.
 
     `masks` float32 (N, M, M) of numbers >= 0, `boxes` float32 (N, 4) as x1 y1 x2 y2; 0 < threshold < 1. With
-    `whole_pixels` they are those of torchvision's `paste_masks_in_image` (boxes grow with the mask's border of zeros
-    and are cut to whole pixels; a pixel is set above the threshold), else of detectron2's (boxes as they are; a pixel
+    `whole_pixels` they equal torchvision's `paste_masks_in_image` (boxes grow with the mask's border of zeros
+    and are cut to whole pixels; a pixel is set above the threshold), else detectron2's (boxes as they are; a pixel
     is set from the threshold on). Raises `ValueError` if shapes do not match.
     """
     masks, boxes = packed(masks, np.float32, 3), packed(boxes, np.float32, 2)

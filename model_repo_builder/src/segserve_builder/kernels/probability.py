@@ -192,8 +192,8 @@ def label_sums(
 
     The probability is the softmax of `logits` (C, h, w), finite, sampled at the pixel and divided by `temperature`.
     `labels` is uint8 or uint16, (rows.size, columns.size), below C; they need not be the most probable ones. With
-    `parts`, numbers from 0 on of the same shape, both are those of each part, (parts.max() + 1,), of the class of each
-    of its pixels. Raises `ValueError` if shapes do not match.
+    `parts`, numbers from 0 on of the same shape, both are per part, (parts.max() + 1,), of the class of each of its
+    pixels. Raises `ValueError` if shapes do not match.
     """
     classes = len(logits)
     check_covers(logits.shape, rows, columns)

@@ -29,7 +29,7 @@ DENSE_CELL: Final = 1.0
 DENSE_PIXEL: Final = 0.3
 SCAN: Final = 1.5
 PAIR: Final = 25.0
-"""What the two ways through a row of cells cost, in nanoseconds where they were measured.
+"""Cost of the two ways through a row of cells, in nanoseconds where they were measured.
 
 One query at all pixels: DENSE_CELL a column, DENSE_PIXEL a pixel. One query in one cell: SCAN to look at its bounds,
 PAIR to evaluate it.
@@ -93,7 +93,7 @@ def _decide(
 ) -> Any:  # fmt: skip
     """Find how many queries may win each cell and one of them, and how many are above the limit in a part of it.
 
-    Of each query, `whole` counts the pixels of cells that are all above the limit. Returns the number of those that
+    For each query, `whole` counts the pixels of cells that are all above the limit. Returns the number of queries that
     may win a cell or are above the limit in a part of one, which `active` lists.
     """
     w = floor.shape[0]
@@ -157,7 +157,7 @@ def _contest(
     y_part: Any, x_part: Any, low: Any, high: Any, least: Any, limit: Any, fx: Any, fy: Any, best: Any, label: Any,
     areas: Any, above: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Evaluate the pixels of one cell, of the queries that may win it and of those above the limit in a part of it."""
+    """Evaluate the pixels of one cell, of the queries that may win it or are above the limit in a part of it."""
     n = 0
     for y in range(ya, yb):
         for x in range(xa, xb):

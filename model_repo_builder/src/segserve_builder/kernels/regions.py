@@ -187,7 +187,7 @@ def keep_largest(
 ) -> NDArray[Any]:
     """Return a copy of `labels` with all regions of each non-zero label but its largest set to 0.
 
-    Of equally large ones that stays whose first pixel comes first, row by row. Otherwise as `drop_small`.
+    Among equally large ones, the one whose first pixel comes first, row by row, stays. Otherwise as `drop_small`.
     """
     return _without(labels, 0, connectivity, classes)
 

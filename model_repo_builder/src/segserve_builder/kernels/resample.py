@@ -155,8 +155,8 @@ def _axis(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return for each of `new` pixels the first of `old` ones that it is made of, and their weights (new, taps).
 
-    The number of taps is a multiple of `step`; those that are too many weigh nothing. With `eachPass` weights are those
-    of torch for bytes: integers of 16 bits, with as many fractional bits as the largest one leaves.
+    The number of taps is a multiple of `step`; surplus taps weigh nothing. With `eachPass` weights are torch's
+    for bytes: integers of 16 bits, with as many fractional bits as the largest one leaves.
     """
     scale = old / new
     wide = max(scale, 1.0)

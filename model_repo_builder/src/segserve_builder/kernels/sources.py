@@ -20,7 +20,7 @@ def module_imports(folder: Path) -> dict[str, frozenset[str]]:
 
 
 def with_imports(names: Iterable[str], imports: Mapping[str, frozenset[str]]) -> set[str]:
-    """Return modules with those that they import, directly or not."""
+    """Return modules with the modules that they import, directly or not."""
     needed: set[str] = set()
     left = set(names)
     while left:

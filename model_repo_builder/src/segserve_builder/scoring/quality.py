@@ -69,7 +69,7 @@ class Regions:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one revision's answers: `images` [image], `classes` by id, `means` by metric: iou and recall, for
+    """Quality of one revision's answers: `images` [image], `classes` by id, `means` by metric: iou and recall, for
     objects also ap, and ece for a hundred or more. Where outlines are compared, `outlines` by id, and boundaryIou.
 
     All within 0 to 1; an image without anything to find or found has 1. Classes that no label shows are left out, and

@@ -46,7 +46,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """Return the digest of a folder that holds these files, and nothing else."""
+    """Return the digest of a folder that holds exactly these files."""
     return _digest({path.name: file_sha256(path) for path in paths})
 
 

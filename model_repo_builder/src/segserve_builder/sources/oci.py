@@ -1,6 +1,6 @@
 """The source `oci`: files of OCI artifacts (ORAS) and of images (KServe's modelcars), from any registry.
 
-In an image an upper layer replaces or removes files of those below.
+In an image an upper layer replaces or removes files of lower layers.
 """
 
 from __future__ import annotations

@@ -315,7 +315,7 @@ class AnswerMetrics:
     ) -> None:
         """Count an answer with its public outputs, which the step `post` made between two times.
 
-        Of a test by an agent only a cold start is counted. `label` is the slice that the request names.
+        If the request is an agent's test, only a cold start is counted. `label` is the slice that the request names.
         """
         if measures.first or self._is_first:
             firsts = {"pre": measures.first, "post": float(self._is_first)}

@@ -18,9 +18,9 @@ _OPENING: Final = slice(192, 320)
 _PROCESS: Final = slice(320, 384)
 _BYTES: Final = _PROCESS.stop
 _MODE: Final = 0o775
-"""On a cluster the agent, which parts a member that hangs, is another user of the same group."""
+"""Mode of the record: on a cluster the agent, which parts a member that hangs, is another user of the same group."""
 _OPENED: Final = ".members"
-"""After a shared step's name: the file of what became of each member that it was to open, one line each time."""
+"""Suffix after a shared step's name: the file of what became of each member that it was to open, one line each time."""
 
 
 class CrashRecord:
@@ -99,7 +99,7 @@ def _text(field: bytes) -> str:
 
 
 def part_running(repository: Path, step: str) -> None:
-    """Count the member that a shared step runs now, if any, to those that ended its process."""
+    """Count the member that a shared step runs now, if any, as one that ended its process."""
     folder = _folder(repository)
     with suppress(OSError):
         if member := _text((folder / step).read_bytes()[_RUNNING]):

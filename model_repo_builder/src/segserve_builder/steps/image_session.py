@@ -115,7 +115,7 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other runs; those that come meanwhile wait."""
+        """Wait until no other runs; images that arrive meanwhile wait."""
         with self._changed:
             self._alone += 1
             try:

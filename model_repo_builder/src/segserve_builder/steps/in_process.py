@@ -71,7 +71,7 @@ class InProcessModel:
     def raw(self, given: NetworkInput) -> dict[str, NDArray[Any]]:
         """Return the first network's outputs by name, with a batch of one.
 
-        Dtypes and shapes are those that the network's file declares.
+        Dtypes and shapes are as the network's file declares them.
         """
         return self._network.run(given.tensor)
 

@@ -26,7 +26,7 @@ Layout = Literal["NCHW", "NHWC"]
 
 
 def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
-    """Return the tensors of the network's step, those that the family reads.
+    """Return the tensors of the network's step that the family reads.
 
     Raises `SignatureError` if the network has others, and `PipelineError` as `with_inference` does.
     """

@@ -25,7 +25,7 @@ MAX_DEPTH: Final = 100
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES: Final = 10
 Fields: TypeAlias = "Mapping[int, tuple[int, Fields | None]]"
-"""By number: the cost of an occurrence (0: it takes what it has in the file; below 0: of each byte), inner fields."""
+"""Fields by number: cost of one (0: it takes what it has in the file; below 0: of each byte), inner fields."""
 
 
 def check_expansion(path: Path) -> None:

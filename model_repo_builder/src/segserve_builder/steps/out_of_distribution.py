@@ -28,7 +28,7 @@ MOST_LOGITS: Final = 2**14
 
 
 class FlaggedImageError(BadImageError):
-    """An image is too unlike those that the model was made for, and the model refuses such ones."""
+    """An image is too unlike the images that the model was made for, and the model refuses such images."""
 
     def __init__(self, score: float, spec: OutOfDistributionPolicy) -> None:
         super().__init__(

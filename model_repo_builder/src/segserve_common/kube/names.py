@@ -47,7 +47,7 @@ SYNC_PORT: Final = 8011
 INTERNAL_PORT: Final = 8081
 REDIRECT_PORT: Final = 8082
 SHEETS_PORT: Final = 8083
-"""Of loopback in a gateway's pod: only `pods/portforward` reaches it."""
+"""Port of loopback in a gateway's pod: only `pods/portforward` reaches it."""
 
 POD_USER: Final = 1000
 """User and group of the images; the volumes of pods belong to the group."""

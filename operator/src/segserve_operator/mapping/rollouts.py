@@ -36,7 +36,7 @@ from segserve_operator.mapping.reading import read_rollout
 OBJECT_BYTES: Final = 512 * 1024
 """No record is larger, whatever a rollout sees: an API server takes 1.5 MiB, and each write is of the whole."""
 HISTORY: Final = 10
-"""Of each model so many records of former rollouts are kept."""
+"""Number of records of former rollouts that are kept for each model."""
 _SEEN_BYTES: Final = 256 * 1024
 
 

@@ -125,7 +125,7 @@ class ResourceMetrics:
         self.groups.clear()
 
     def observe(self, key: tuple[str, str, str], ready: str, groups: Mapping[str, str]) -> None:
-        """Count a model, `key` being its namespace, pool and name; `groups` are those that are watched, by role."""
+        """Count a model, `key` being its namespace, pool and name; `groups` are the watched groups, by role."""
         namespace, pool, _ = key
         self.models.labels(namespace, pool, ready).inc()
         for role, group in groups.items():

@@ -57,7 +57,7 @@ class RolloutMetrics:
     ) -> None:
         """Record the rollouts of a pool: `states` by model, `records` by name of the rollout.
 
-        Those that are not named any more are taken out; of a pool that is gone, none are to be named. It is called
+        Rollouts that are not named any more are removed; for a pool that is gone, none must be named. It is called
         after each pass, and so only counts: gauges are set by `show`.
         """
         former_pool = self._pools.get((namespace, pool), _Known())

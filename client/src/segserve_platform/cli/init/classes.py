@@ -61,7 +61,7 @@ def classes_of(family: Family, number: int | None, names: ClassNames | None, lab
     """Return the classes of a network.
 
     `number` is the number of class ids that its outputs can give, None if it gives labels as numbers: `labels` are
-    then those that it gave for the user's images. Raises `CommandError` if the user names another number of classes.
+    then its labels for the user's images. Raises `CommandError` if the user names another number of classes.
     """
     first = 1 if family.first_class_id or (number is None and 0 not in set(labels)) else 0
     count = max(labels, default=0) + 1 - first if number is None else number - first

@@ -97,7 +97,7 @@ def _keys(field: str, items: list[Any]) -> tuple[str, ...] | None:
     """Return the fields that identify the items of a list, None if the list is one value."""
     keys = _KEYS.get(field)
     if field == "ports" and items and isinstance(items[0], dict):
-        # Those of a NetworkPolicy have neither, and are one value.
+        # The ports of a NetworkPolicy have neither, and are one value.
         keys = next((keys for name, keys in _PORT_KEYS.items() if name in items[0]), None)
     return keys if all(isinstance(item, dict) for item in items) else None
 

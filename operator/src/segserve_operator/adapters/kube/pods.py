@@ -1,6 +1,6 @@
 """Reads of pod objects: addresses, the state of containers, the reports that pods wrote, and why pods do not serve.
 
-The reasons are those that their Deployment, the scheduler, the kubelet, the runtime and the node controller report.
+The reasons are reported by their Deployment, the scheduler, the kubelet, the runtime and the node controller.
 """
 
 from __future__ import annotations

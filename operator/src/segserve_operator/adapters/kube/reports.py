@@ -1,4 +1,4 @@
-"""Reports of pods: where each one is stored, and the end of those whose pod is gone.
+"""Reports of pods: where each one is stored, and the end of reports whose pod is gone.
 
 The pods of a group share one ConfigMap while their reports fit into it. In a larger group each pod has a ConfigMap of
 its own, which it owns: a write is as large as one report, and Kubernetes deletes it with its pod. A group that began

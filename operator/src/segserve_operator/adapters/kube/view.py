@@ -46,8 +46,8 @@ _UNREAD_ANNOTATION: Final = "kubectl.kubernetes.io/last-applied-configuration"
 class KnownObjects:
     """Distinguishes what belongs to a pool or its models from what only has its labels.
 
-    Of ConfigMaps, which hold most, only those are known that have the name that their group gives them, and of each
-    namespace at most `max_kept_bytes`.
+    ConfigMaps, which hold most, are only known if they have the name that their group gives them, and up to
+    `max_kept_bytes` per namespace.
     """
 
     max_kept_bytes: int = MAX_KEPT_BYTES
@@ -145,9 +145,9 @@ class View:
         self._changes: Counter[PoolKey] = Counter()
         self._gone: OrderedDict[str, int] = OrderedDict()
         self.answers: dict[str, tuple[str, str]] = {}
-        """By uid, digests of a manifest that admission changes, and of what the object has in its place."""
+        """Digests by uid: of a manifest that admission changes, and of what the object has in its place."""
         self.covering: dict[str, tuple[Json, Json]] = {}
-        """By uid, a state of an object and a manifest all of whose fields it has."""
+        """Pairs by uid: a state of an object and a manifest all of whose fields it has."""
 
     def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """Return the latest state of an object, None if it is absent."""

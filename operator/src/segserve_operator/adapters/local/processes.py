@@ -123,7 +123,8 @@ def _swap_arguments(child: subprocess.Popen[bytes], count: int) -> None:
 def marked_environment(environment: Mapping[str, str], state: Path) -> dict[str, str]:
     """Return the environment that marks a process and its descendants as belonging to this platform.
 
-    Those that are not started by `segserve_common.interpreter`, such as Triton's steps, do without the current folder.
+    Processes that are not started by `segserve_common.interpreter`, such as Triton's steps, do without the current
+    folder.
     """
     return {**environment, MARK: str(state), "PYTHONSAFEPATH": "1"}
 
@@ -196,7 +197,7 @@ def terminate(process: ProcessRecord | None) -> None:
 
 
 def end(process: ProcessRecord | None, *, grace_s: float, descendants: bool = True) -> None:
-    """End a process and its descendants: SIGTERM, then SIGKILL for those that still run after `grace_s`."""
+    """End a process and its descendants: SIGTERM, then SIGKILL for processes that still run after `grace_s`."""
     running = _find(process) if process is not None else None
     if running is None:
         return

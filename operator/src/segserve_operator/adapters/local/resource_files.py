@@ -88,7 +88,7 @@ def _file(folder: Path) -> Path:
 
 
 class ResourceNotFoundError(Exception):
-    """There is no resource of this kind and name; `names` are those that exist."""
+    """There is no resource of this kind and name; `names` are the existing ones."""
 
     def __init__(self, kind: str, name: str, names: list[str]) -> None:
         from segserve_operator.api.checks import did_you_mean

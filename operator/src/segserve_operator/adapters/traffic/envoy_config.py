@@ -39,7 +39,7 @@ CAPTURE_FOLDER: Final = "capture"
 
 @dataclass(frozen=True, slots=True)
 class EnvoyFiles:
-    """The files of one gateway. Those that Envoy watches are in a folder each, because it watches whole folders.
+    """The files of one gateway. The files that Envoy watches are in a folder each, because it watches whole folders.
 
     They are in protobuf's wire format (`.pb`): Envoy needs a quarter of the time that it needs for JSON.
     """

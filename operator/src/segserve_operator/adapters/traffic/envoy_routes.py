@@ -101,7 +101,7 @@ _RETRY: Final = {
     "host_selection_retry_max_attempts": 100,
 }
 RESTART_METADATA: Final = "segserve.restart"
-"""What a route says of the answer if no server does."""
+"""Metadata of a route: the retry headers of the answer if no server answers."""
 RETRY_AFTER: Final = "retry-after"
 RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
 _LOOPBACK: Final = [f"{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":*")]
@@ -316,9 +316,9 @@ def encode_routes(
 ) -> bytes:
     """Encode the route configuration of the public listener: these encoded entries, and those about servers.
 
-    Where some model is `restricted` to callers, none learns the names of all models. With
-    `metrics` there is a cluster that answers `/metrics`. The `documents`, by path, are answered as they are.
-    With `loopback` only requests to a host of that kind are answered: web pages come by names of their own.
+    If some model is `restricted` to callers, no caller learns the names of all models. With `metrics` there is a
+    cluster that answers `/metrics`. The `documents`, by path, are answered as they are. With `loopback` only requests
+    to a host of that kind are answered: web pages come by names of their own.
     """
     rendered = _route_configuration(timeout_s, documents or {}, restricted=restricted, metrics=metrics)
     configuration = parse_json(ROUTE_CONFIGURATION, rendered)

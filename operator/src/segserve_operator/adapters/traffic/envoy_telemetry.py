@@ -21,10 +21,10 @@ from segserve_operator.api.telemetry import AccessLog, Tracing
 REQUEST_NAMESPACE: Final = "segserve.request"
 """Namespace of the dynamic metadata that says which `model` a request names; routes remove its header."""
 FLUSH_ARGUMENTS: Final = ("--file-flush-interval-msec", "1000")
-"""Of Envoy's command line: by default a line may wait for ten seconds."""
+"""Options of Envoy's command line: by default a line may wait for ten seconds."""
 METRICS_PATH: Final = "/metrics"
 METRICS_CLUSTER: Final = "/metrics/own/http"
-"""As all names of clusters are; of no model."""
+"""A cluster's name as all others, but of no model."""
 _MOST_ID_BYTES: Final = 128
 _MOST_PATH_BYTES: Final = 200
 _FIELDS: Final = {
@@ -67,7 +67,7 @@ _ATTRIBUTES: Final = {
     # Envoy's own has the query.
     "http.url": _FIELDS["path"],
 }
-"""Attributes of a span beside those that Envoy gives it."""
+"""Attributes of a span in addition to Envoy's own."""
 _UUID_TYPE: Final = "type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig"
 
 

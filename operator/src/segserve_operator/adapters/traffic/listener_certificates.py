@@ -41,7 +41,7 @@ class CertificateError(Exception):
 class ListenerCertificates:
     """The certificate of the public listener and the authorities of callers, if any.
 
-    Envoy keeps those that it has if new ones cannot be used.
+    Envoy keeps its certificates if new ones cannot be used.
     """
 
     def __init__(self, settings: TlsSettings, files: TlsFiles) -> None:

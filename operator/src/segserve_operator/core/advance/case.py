@@ -109,7 +109,7 @@ class RolloutCase:
 
     @cached_property
     def gates(self) -> tuple[CheckedGateSpec, ...]:
-        """The gates that judge checks, except those that are skipped, and golden ones without a golden set."""
+        """The gates that judge checks, except skipped gates, and golden ones without a golden set."""
         gates = (gate for gate in self.record.policy.gates if isinstance(gate, CheckedGateSpec))
         asked = (gate for gate in gates if gate_name(gate) not in self.state.skipped)
         return tuple(gate for gate in asked if self.golden is not None or purpose_of(gate) != "golden")

@@ -32,7 +32,7 @@ MIN_LONG: Final = 4
 """Long windows that their reference needs at least."""
 _LEAST: Final = (MIN_REFERENCE_WINDOWS, MIN_LONG)
 _EARLY: Final = 12
-"""What comes in the first of so many parts of the reference has been there from its beginning."""
+"""A histogram in the first of so many parts of the reference counts as present from its beginning."""
 TOLERANCE: Final = 0.05
 """How far beyond the reference's own windows the share of a bucket may be and still count as equal."""
 CHECKPOINTS: Final = 24
@@ -109,7 +109,7 @@ class DriftWatch:
 
     @classmethod
     def start(cls, revision: str, now_s: float, drift: Drift, slices: Sequence[str] = ()) -> Self:
-        """Begin with a reference, now or at the time that the spec says; `slices` are those that servers report."""
+        """Begin with a reference, now or at the time that the spec says; servers report `slices`."""
         stated = drift.reference.window.start
         began_s = max(now_s, stated.timestamp()) if stated is not None else now_s
         return cls(revision, basis_of(drift, slices), began_s, (Scale(began_s), Scale(began_s)), stored_s=began_s)

@@ -1,4 +1,4 @@
-"""Verdicts, and the two kinds of gates: those that measure requests and those that judge the results of checks."""
+"""Verdicts, and the two kinds of gates: gates that measure requests and gates that judge the results of checks."""
 
 from __future__ import annotations
 

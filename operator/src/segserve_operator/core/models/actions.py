@@ -39,7 +39,7 @@ class SaveStatus:
 
 @dataclass(frozen=True, slots=True)
 class StartGroup:
-    """Give a group `replicas` servers: start those that do not run, and correct what differs from the template."""
+    """Give a group `replicas` servers: start servers that do not run, and correct what differs from the template."""
 
     group: str
     replicas: int = 1

@@ -199,7 +199,7 @@ def _records(roles: Mapping[str, Roles], world: Observed) -> dict[str, AssignedM
             assigned = record_of(revision, model, world)
             if assigned is not None:
                 records[revision] = assigned
-    # In a restore records come before their model, or before its pool. Those of a deleted model end with it.
+    # In a restore records come before their model, or before its pool. A deleted model's records end with it.
     decided = frozenset(model.name for model in world.models if world.pool is not None or model.deleting)
     records |= {name: assigned for name, assigned in world.revisions.items() if assigned.model not in decided}
     loaded = {assigned.revision: assigned for group in world.groups.values() for assigned in group.assignment.models}

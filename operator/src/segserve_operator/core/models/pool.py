@@ -34,7 +34,7 @@ MAX_CANDIDATE_GROUPS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The models whose candidate may get a group of its own now, and those whose stalled candidate gives its up."""
+    """The models whose candidate may get a group of its own now, and models whose stalled candidate gives its up."""
 
     free: frozenset[str] = frozenset()
     given_up: frozenset[str] = frozenset()

@@ -25,7 +25,7 @@ class Settled:
 class Rest:
     """The settled models of a pass by name, with what is the same for all of them.
 
-    A later pass need not decide on those whose inputs are still the same: most models, in most passes.
+    A later pass need not decide on models whose inputs are still the same: most models, in most passes.
     """
 
     common: tuple[object, ...] = ()

@@ -82,7 +82,7 @@ class Signal(IntEnum):
     SHADOW_OVER = 17
     """shadow.maxDuration has passed, and it is not probably worse."""
     JUDGED_WELL = 18
-    """As SHADOW_PASSED, of a rollout that promotes nothing by itself."""
+    """Like SHADOW_PASSED, for a rollout that promotes nothing by itself."""
     JUDGED_UNDECIDED = 19
     """Shadow's time is over without proof for or against it, of a rollout that promotes nothing by itself."""
 

@@ -12,7 +12,7 @@ from segserve_operator.core.world.observed import Roles
 
 PREFIX: Final = "segserve.dev/"
 VERBS: Final = ("abort", "rollback", "pause", "promote", "resume", "skip-gate", "retry")
-"""In the order in which several annotations are handled."""
+"""Verbs in the order in which several annotations are handled."""
 MAX_HANDLED: Final = 32
 _WATCHED: Final = (Phase.GOLDEN, Phase.SHADOW, Phase.PROGRESSING, Phase.QUARANTINED)
 PHASES: Final[Mapping[str, tuple[Phase, ...]]] = {

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 _TRITON_REQUESTS: Final = {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
 _TRITON_LIMITS: Final = {"memory": "32Gi"}
-"""Of a Triton that the pool says nothing of: one network that takes ever more does not take the node as well."""
+"""Limits of a Triton that the pool does not configure: a network that takes ever more does not also take the node."""
 _AGENT_REQUESTS: Final = {"cpu": "50m", "memory": "256Mi", "ephemeral-storage": "1Gi"}
 _AGENT_LIMITS: Final = {"memory": "4Gi"}
-"""Of an agent that the pool does not configure: a network of 2 GiB, the largest in ONNX, is parsed in it."""
+"""Limits of an agent that the pool does not configure: a network of 2 GiB, the largest in ONNX, is parsed in it."""
 _AGENT_FOLDER: Final = "/run/segserve-agent"
 _GRACE_S: Final = 5
 """Part of the grace period beside the drain and Triton's exit timeout: start of the hook, end of the steps."""
