@@ -116,7 +116,7 @@ def without(result: Result, min_score: float, hidden: Collection[int]) -> Result
 
 @dataclass(slots=True)
 class KeptAnswers:
-    """The last answers, in memory alone, by a random id."""
+    """The last answers, only in memory, by a random id."""
 
     _results: OrderedDict[str, Result] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)

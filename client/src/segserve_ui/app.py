@@ -87,7 +87,7 @@ PICTURES: Final = frozenset({"image/jpeg", "image/png", "image/webp", "image/tif
 
 
 class Samples:
-    """The samples of this machine's models; a cluster keeps its own where this process need not have rights."""
+    """The samples of this machine's models; a cluster keeps its own where this process may have no rights."""
 
     def __init__(self, place: UiPlatform) -> None:
         self._place = place
@@ -404,7 +404,7 @@ def _json(content: Json) -> Response:
 
 
 def _preview(image: bytes, most_px: int = PREVIEW_PX) -> bytes:
-    """Return an image as a JPEG with sides of at most `most_px`, of whatever format it was."""
+    """Return an image as a JPEG with sides of at most `most_px`, from any format."""
     drawn = picture(image)
     drawn.thumbnail((most_px, most_px))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Access to the page: loopback names alone, a token that the page's scripts send, no request from another site."""
+"""Access to the page: only loopback names, a token that the page's scripts send, no request from another site."""
 
 from __future__ import annotations
 

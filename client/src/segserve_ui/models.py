@@ -78,7 +78,7 @@ def task_of(manifest: Json, stored: Mapping[str, Json]) -> str:
         from segserve_builder.errors import BuilderError
         from segserve_builder.steps.postprocess import check_postprocess
     except ImportError:
-        return ""  # a client of clusters need not have the builder
+        return ""  # a client of clusters may lack the builder
     try:
         return str(check_postprocess(stored_pipeline(manifest, stored)))
     except (BuilderError, InvalidResourceError):

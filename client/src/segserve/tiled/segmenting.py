@@ -227,7 +227,7 @@ def _referring(job: WorkerJob, scheduler: Any) -> Iterator[WorkerJob]:
     if scheduler != LOCAL:
         yield job
         return
-    with tempfile.TemporaryDirectory(prefix="segserve-") as folder:  # of this user alone
+    with tempfile.TemporaryDirectory(prefix="segserve-") as folder:  # only of this user
         yield replace(job, clients=job.clients.with_secrets_in(Path(folder) / "credentials.json"))
 
 

@@ -304,7 +304,8 @@ def open_path(path: Path) -> PixelSource:
 
 
 def _has_windows(file: ImageHeader) -> bool:
-    """Return whether the samples of a TIFF of at most 8 bits are what a model gets, but for what `TiffPixels` changes.
+    """Return whether the samples of a TIFF of at most 8 bits are what a model gets, except for what `TiffPixels`
+    changes.
 
     Others (bits, planes, CMYK, alpha that the colours are multiplied with) are decoded as a whole, as on the server.
     """

@@ -94,7 +94,7 @@ def answer_too_large(endpoint: GatewayEndpoint, seen: str, limit: int) -> Answer
 
 
 def check_process(made_in: int) -> None:
-    """Raise `ForkedClientError` in any process but the one that made the connections."""
+    """Raise `ForkedClientError` in any process except the one that made the connections."""
     if made_in != os.getpid():
         raise ForkedClientError(
             f"this client was made in process {made_in} and is used in its fork {os.getpid()}: "

@@ -111,8 +111,8 @@ def _unreachable(endpoint: GatewayEndpoint, error: Exception, size: int) -> Segs
         return TlsError(f"TLS handshake with {endpoint.url} failed: {cause}")
     if isinstance(error, _NOT_CONNECTED):
         return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
-    # A gateway answers a body that is too large before its end; a client that only sends until then sees the reset
-    # alone.
+    # A gateway answers a body that is too large before its end; a client that only sends until then sees only the
+    # reset.
     hint = f"; a request above the gateway's maxRequestBytes ends in the same way: this one has {size} bytes"
     return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{hint if size > CHUNK_BYTES else ''}")
 

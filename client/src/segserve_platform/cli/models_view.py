@@ -129,7 +129,7 @@ def _candidate(candidate: Mapping[str, Any] | None) -> Text:
 
 
 def latest_record(platform: Platform, model: Json) -> Json | None:
-    """Return the record of a model's latest rollout, or None if there is none."""
+    """Return the record of a model's latest rollout, or None."""
     name = ((model.get("status") or {}).get("rollout") or {}).get("name")
     return platform.rollout(name) if name else None
 

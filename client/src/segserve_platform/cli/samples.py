@@ -61,7 +61,7 @@ class _Samples:
 
 
 def _opened(platform_options: PlatformOptions, model: str, sink: str | None) -> _Samples:
-    """Open a model's samples; with a `sink` the model need not exist any more."""
+    """Open a model's samples; with a `sink` the model may no longer exist."""
     with needs("local"):
         from segserve_builder.capture.store import SampleStore
         from segserve_operator.adapters.local.access import local_access

@@ -221,7 +221,7 @@ def _annotation(entry: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def _typed(entry: Mapping[str, Any], what: str, *whole: str, flag: str = "") -> dict[str, Any]:
-    """Return an entry with whole numbers and a flag as such, of whatever types a tool has written them in."""
+    """Return an entry with whole numbers and a flag as such, in whatever types a tool has written them."""
     typed = dict(entry)
     for key in whole:
         value = entry.get(key)

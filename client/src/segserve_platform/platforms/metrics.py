@@ -85,7 +85,7 @@ def read_series(text: str, namespace: str | None = None) -> Iterator[MetricSerie
 class MetricsSource:
     """Where metrics are read: at the URL of a Prometheus, or else at the socket of this machine's platform.
 
-    Models of two namespaces may have one name: without a namespace, a Prometheus must have the metrics of one alone.
+    Models of two namespaces may have one name: without a namespace, a Prometheus must have the metrics of only one.
     """
 
     state: StateFolder | None = None

@@ -78,7 +78,7 @@ class AnswerCounts:
         """Read the server's metrics; the former ones stay if it does not answer, or with more than `_MAX_BYTES`."""
         assert self.metrics_port is not None
         try:
-            # By name: where pods have addresses of IPv6, Triton listens on that family alone.
+            # By name: if pods have IPv6 addresses, Triton listens on that family only.
             connection = http.client.HTTPConnection("localhost", self.metrics_port, timeout=_TIMEOUT_S)
             try:
                 connection.request("GET", "/metrics")

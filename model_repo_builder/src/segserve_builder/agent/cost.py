@@ -42,7 +42,7 @@ NOBODY: Final = Owner()
 class ServedRevision:
     """A revision that a server has, with its steps in the order of processing; `native` ones run in the server.
 
-    `counter` is the model whose requests are the revision's alone: by default its last step.
+    `counter` is the model whose requests are only the revision's: by default its last step.
     """
 
     owner: Owner

@@ -384,7 +384,7 @@ class ReportFile:
     """The report file, replaced as a whole: at once after a change, else once per heartbeat.
 
     The last report of an earlier agent stays for `TAKEOVER_S`, for `PROVING_S` unless a model has to be loaded, or
-    until this agent knows the state of its models: a server that still serves must not lose its traffic because its
+    until this agent has the state of its models: a server that still serves must not lose its traffic because its
     agent restarts.
     """
 

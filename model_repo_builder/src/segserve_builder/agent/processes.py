@@ -109,8 +109,8 @@ class StepProcesses:
     def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
         """End processes of the steps `loading` that have been idle for `IDLE_S`, and return their steps.
 
-        Triton takes a process that does not run for a second while it initializes for dead, and then waits, for ever,
-        for the end of what is well and waits for Triton (`StubLauncher::Launch` in Triton's stub_launcher.cc).
+        Triton takes a process that does not run for a second while it initializes for dead, and then waits forever for
+        the end of a healthy process that waits for Triton (`StubLauncher::Launch` in Triton's stub_launcher.cc).
         """
         now_s, seen, ended = time.monotonic(), {}, set()
         stubs = self._find_stubs() if loading and self._find_server() is not None else {}

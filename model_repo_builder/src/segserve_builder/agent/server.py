@@ -222,7 +222,7 @@ def ensemble_of(config: Any) -> Ensemble:
 
 
 class Repository:
-    """One group's model repository, written by this process alone. Parsed configurations are cached."""
+    """One group's model repository, written only by this process. Parsed configurations are cached."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -329,7 +329,7 @@ class ServerObserver:
         return self._processes.end_idle(loading) if loading and self._processes is not None else frozenset()
 
     def end_server(self) -> None:
-        """End the server, which whatever started it starts again."""
+        """End the server; the process that started it restarts it."""
         if self._processes is not None:
             self._processes.end_server()
 

@@ -31,7 +31,7 @@ UNLOADS_ALLOWED: Final = 2
 RELOADS_ALLOWED: Final = 3
 """Further unloads without effect, each after a load, before a server without an assignment is ended."""
 LOADS_ALLOWED: Final = 3
-"""Loads that Triton may refuse before others need not wait for this server; it goes on trying."""
+"""Loads that Triton may refuse before others stop waiting for this server; it goes on trying."""
 OPENING_S: Final = 120.0
 """How long a revision's shared steps may take to open its members before that is a failed load."""
 CRASHES_ALLOWED: Final = 3

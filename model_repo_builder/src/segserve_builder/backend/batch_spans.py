@@ -58,7 +58,7 @@ def trace_parents(requests: Sequence[Any]) -> list[dict[str, str]]:
     if TRACES_VARIABLE not in os.environ:
         return found
     for request in requests:
-        # A Triton whose Python steps have no contexts makes its own spans alone.
+        # A Triton whose Python steps have no contexts makes only its own spans.
         with suppress(AttributeError, ValueError, KeyError, TypeError):
             if context := request.trace().get_context():
                 _, trace, parent, _ = json.loads(context)["traceparent"].split("-")

@@ -45,7 +45,7 @@ class MetricsReporter:
             self._thread = thread
 
     def add(self, counts: AnswerMetrics, model: str, revision: str) -> ReportedCounts:
-        """Report a model's counts until they are removed; raises whatever a server answers that keeps no metrics."""
+        """Report a model's counts until they are removed; raises the error of a server that keeps no metrics."""
         report = ReportedCounts(counts, model, revision)
         with self._lock:
             self._start()

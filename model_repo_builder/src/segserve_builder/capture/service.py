@@ -172,7 +172,7 @@ class CaptureService:
         self.dropped: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
-        """Follow the rules, make samples and delete old ones, for ever."""
+        """Follow the rules, make samples and delete old ones, forever."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow())
@@ -273,7 +273,7 @@ class CaptureService:
             model = waiting.copy.model
             try:
                 cause = await self._sample_one(lane, waiting)
-            except Exception as error:  # whatever a caller's bytes lead to ends no other samples
+            except Exception as error:  # an error from a caller's bytes ends no other samples
                 _log.warning("%s: a sample was not kept: %s", model, type(error).__name__)
                 cause = "failed"
             finally:

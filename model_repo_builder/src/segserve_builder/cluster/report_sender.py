@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class ReportSender:
     """Keeps `binaryData[key]` of the ConfigMap `name` equal to the newest report, by at most 5 writes a second.
 
-    The ConfigMap `own`, which holds this report alone, is used instead if it exists at the start, or as soon as it does
+    The ConfigMap `own`, which holds only this report, is used instead if it exists at the start, or as soon as it does
     after `use_own`. Nothing is written while nothing changes. Every `CHECK_S` it checks that the report is still
     stored: the ConfigMap may have been deleted and created again.
     """

@@ -154,7 +154,7 @@ def _folder(environment: Mapping[str, str]) -> PodFolder:
 
 def _address(environment: Mapping[str, str]) -> str:
     listens = environment.get("SEGSERVE_TRITON_LISTENS") or "loopback"
-    # The kubelet and the gateway call the pod's first address, and Triton serves HTTP in one family alone.
+    # The kubelet and the gateway call the pod's first address, and Triton serves HTTP in one family only.
     own = ANY_IPV6_ADDRESS if ":" in environment.get("POD_IP", "") else ANY_ADDRESS
     addresses = {"loopback": LOOPBACK, "pod": own}
     if listens not in addresses:

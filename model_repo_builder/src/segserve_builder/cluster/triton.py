@@ -1,7 +1,7 @@
 """Starts Triton in its container and ends with it: `python3 -m segserve_builder.cluster.triton`.
 
-The agent's container cannot see Triton's processes: the agent queries the launcher. They share the pod's
-network alone, so the launcher listens on an abstract socket, whose name follows from the folder that both have.
+The agent's container cannot see Triton's processes: the agent queries the launcher. They share only the
+pod's network, so the launcher listens on an abstract socket, whose name follows from the folder that both have.
 Any other process in the pod's network can query which steps run, and end Triton or a step that is idle.
 """
 
@@ -425,7 +425,7 @@ def _tee(source: IO[bytes], log: BoundedLog, shown: JsonLog | None) -> None:
     while not ended:
         data = source.read(_READ_BYTES)
         ended = not data
-        # Continue after an error of the log, whatever a line has in it: a full pipe would block the server.
+        # Continue after an error in the log, whatever is in a line: a full pipe would block the server.
         with suppress(OSError):
             log.write(data)
         with suppress(Exception):

@@ -79,7 +79,7 @@ class KeptSheets:
                 self.forget(sheet.model)
 
     def forget_one(self) -> bool:
-        """Forget the pair that agrees most, of the comparison that ended first; False if there is none."""
+        """Forget the pair that agrees most, of the comparison that ended first; False if no pair is left."""
         oldest = min(self, key=lambda sheet: sheet.since_s, default=None)
         if oldest is None:
             return False

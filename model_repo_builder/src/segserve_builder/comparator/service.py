@@ -223,7 +223,7 @@ class Comparator:
         self._pairs: set[asyncio.Task[None]] = set()
 
     async def follow(self) -> None:
-        """Read the comparisons again whenever they are replaced, for ever."""
+        """Read the comparisons again whenever they are replaced, forever."""
         while True:
             self.refresh()
             self._ended.forget_old(self._monotonic_s())

@@ -33,7 +33,7 @@ def read_answer(protocol: CopyProtocol, answer: WireBody) -> Mapping[str, Tensor
         return decode_raw(entries, message.raw_output_contents).outputs
     if answer.header_length:
         return decode_http(answer.content, answer.header_length).outputs
-    # A caller that did not request binary tensors is answered in JSON alone.
+    # A caller that did not request binary tensors is answered only in JSON.
     tensors = [_tensor_of_json(output) for output in json_object(answer.content)["outputs"]]
     return {tensor.name: tensor for tensor in tensors}
 

@@ -90,7 +90,7 @@ def _fill(module: Any, tensors: Mapping[str, Any], name: str) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Any]:
-    """Return the tensors of a checkpoint by name: a .safetensors file, or a pickle of tensors alone.
+    """Return the tensors of a checkpoint by name: a .safetensors file, or a pickle of only tensors.
 
     Raises `ExportError` if the file holds anything else.
     """

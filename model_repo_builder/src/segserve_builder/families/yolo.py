@@ -382,7 +382,7 @@ class RelativeHead(ChosenHead):
 
 
 def _is_rt_detr(network: InspectedNetwork) -> bool:
-    """Return whether Ultralytics' metadata says so: older versions name the model alone."""
+    """Return whether Ultralytics' metadata says so: older versions name only the model."""
     metadata = network.metadata
     return metadata.get("head") == "RTDETRDecoder" or "rtdetr" in metadata.get("description", "").lower()
 

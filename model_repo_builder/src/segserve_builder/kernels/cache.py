@@ -24,7 +24,7 @@ FOLDER: Final = Path(__file__).parent
 
 
 class _OfKernels:
-    """A locator for the modules of this package alone."""
+    """A locator for only the modules of this package."""
 
     _py_file: str
 

@@ -130,8 +130,8 @@ def fill_holes(
 ) -> NDArray[Any]:
     """Return a copy of `labels`, uint8 or uint16 shaped (H, W), with the holes of every non-zero label filled.
 
-    A hole of a class is a region of pixels of other classes that does not reach the edge of the image. It is connected
-    by corners too where the class, with `connectivity` 4, is by edges alone, and the other way round. Holes of more
+    A hole of a class is a region of pixels of other classes that does not reach the edge of the image. It is also
+    connected by corners if the class, with `connectivity` 4, is connected only by edges, and vice versa. Holes of more
     than `max_area` pixels stay, and so do holes of labels that are not among `classes`, if they are given.
 
     Pixels of label 0 become the class of the smallest such hole that they lie in; with `everything` all pixels do,

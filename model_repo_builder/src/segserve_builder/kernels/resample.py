@@ -187,7 +187,7 @@ def resample(
     """Return `pixels`, uint8 or uint16 shaped (H, W, 1 or 3), in another size of at least one pixel, antialiased.
 
     Sums are of float32, rounded half to even and clamped: torch's `interpolate` of the pixels as float32 with
-    `antialias=True` and `align_corners=False` gives the same numbers before they are rounded, but for float32's own
+    `antialias=True` and `align_corners=False` gives the same numbers before they are rounded, except for float32's own
     errors. Where the image grows, `bilinear` is torch's without antialias; `cubic` has the coefficient -0.5. With
     `eachPass` they are rounded half up and clamped along rows first and then along columns, as torch does with bytes.
     Raises `ValueError` if the size or shape is not allowed.

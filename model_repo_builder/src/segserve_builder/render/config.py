@@ -44,7 +44,7 @@ _HEURISTIC: Final = "1"
 """Value of ONNX Runtime's `OrtCudnnConvAlgoSearch`, as Triton's backend reads it."""
 _ENGINES: Final = "/tmp/segserve-engines-"
 """Start of the folder of a native step's TensorRT engines. It ends with the container: an engine fits one GPU and
-driver. ONNX Runtime names engines by the graph alone, so each file has a folder."""
+driver. ONNX Runtime names engines only by the graph, so each file has a folder."""
 _LATENCY: Final = "nv_inference_first_response_histogram_ms"
 
 
@@ -77,7 +77,7 @@ def network_config(
     prefetching off, and then a request that arrives between an answer and the release of its batch is forgotten for
     half a second.
     """
-    # A network without a device is a native one on servers with a GPU alone.
+    # A network without a device is a native one only on servers with a GPU.
     on_gpu = runtime.device == "gpu" or (native and runtime.device is None)
     if native:
         config = _native_step(options, io, runtime, target, on_gpu=on_gpu)
@@ -130,7 +130,7 @@ def pipeline_config(options: PipelineOptions, task: Task, target: RenderTarget) 
 
 
 def shared_network(config: Any) -> Any:
-    """Return the configuration of a step that runs all networks whose own step would differ in options alone."""
+    """Return the configuration of a step that runs all networks whose own step would differ only in options."""
     shared = _without_options(config)
     # Its networks have the threads of the process together, and run whole batches.
     del shared.dynamic_batching.preferred_batch_size[:]
@@ -139,7 +139,7 @@ def shared_network(config: Any) -> Any:
 
 
 def shared_postprocess(config: Any, networks: Iterable[int]) -> Any:
-    """Return the configuration of a last step shared by all models whose own would differ in options alone.
+    """Return the configuration of a last step shared by all models whose own would differ only in options.
 
     `networks` are the numbers of the models' networks that are members of shared steps.
     """
@@ -229,7 +229,7 @@ def _wired_selectors(number: int) -> list[str]:
 
 
 def network_alias_config(name: str, pipeline: Pipeline, io: NetworkIO, net: str, *, native: bool) -> Any:
-    """Return the ensemble `name` of the network step alone, batched as that is."""
+    """Return the ensemble `name` of only the network step, batched as that is."""
     config = _ensemble(pipeline.revision, name)
     _add_network_tensors(config, io, pipeline.runtime, native=native)
     _add_step(config, net, _same([io.input.name]), _same(tensor.name for tensor in io.outputs))

@@ -79,7 +79,7 @@ def publish(files: Files, target: Path) -> None:
     """Publish an immutable step as the folder `target`; does nothing where that holds the same already.
 
     Artifacts are copied, not linked: the links of one file share its ctime, which Triton takes for a
-    modification. Present artifacts are compared by size alone, as the step's name is the digest of its
+    modification. Present artifacts are compared only by size, as the step's name is the digest of its
     content. Raises `PublishError`, and `StepConflictError` where `target` holds something else.
     """
     if target.is_dir():

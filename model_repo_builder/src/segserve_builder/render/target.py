@@ -88,4 +88,4 @@ class RenderTarget:
 
 
 EMBEDDED: Final = RenderTarget()
-"""The local platform's target: Triton 2.51 with the Python backend alone."""
+"""The local platform's target: Triton 2.51 with only the Python backend."""

@@ -60,7 +60,7 @@ def server_arguments(
     """Return the command line of a Triton that loads models on request only.
 
     With `traces_url` it sends the spans of requests with a trace context there, by OTLP/HTTP.
-    `address` is of IPv4 or IPv6: Triton listens for HTTP on addresses of that family alone, also where it is `::`.
+    `address` is of IPv4 or IPv6: Triton listens for HTTP only on addresses of that family, also if it is `::`.
     `shm_prefix` names its shared memory and must differ between servers that share it. Raises ValueError for one
     that cannot be a file's name.
     """

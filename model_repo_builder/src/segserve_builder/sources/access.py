@@ -113,7 +113,7 @@ class Access(FrozenModel):
 
     signatures: Signatures = Signatures()
     floor: Signatures = Signatures()
-    """Signers whose signature is needed besides, if `required`: the operator's demand on all pools."""
+    """Signers whose signature is also needed, if `required`: the operator's demand on all pools."""
 
     max_bytes: int = DEFAULT_MAX_BYTES
     max_cache_bytes: int | None = None

@@ -263,7 +263,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("a+b") as file:
             if not _lock_patiently(file, path):
-                # In a cache of several tenants a process could hold the lock for ever.
+                # In a cache of several tenants a process could hold the lock forever.
                 path = path.with_name(f"{path.stem}-{os.getpid()}{_PART}")
                 continue
             if _has_name(file, path):

@@ -21,7 +21,7 @@ _FORM: Final = re.compile(
     r"hf://(?P<kind>datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+))?(?:/(?P<path>.*))?"
 )
 _NEXT: Final = re.compile(r"<([^>]+)>\s*;\s*rel=\"next\"")
-_MOST_PAGES: Final = 200  # a server could name a next page for ever
+_MOST_PAGES: Final = 200  # a server could name a next page forever
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from segserve_builder.sources.http import SourceRequest, authorization, get, ope
 
 _FORM: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))(?:/(?P<path>.+))?")
 _PROXIED: Final = "mlflow-artifacts"
-_DEEPEST: Final = 10  # a server could list folders within folders for ever
+_DEEPEST: Final = 10  # a server could list folders within folders forever
 _KEYS: Final = (("token",), ("username", "password"))
 
 

@@ -24,7 +24,7 @@ def verify(artifact: Artifact, file: Path, access: Access) -> None:
     """Check that `file`, the artifact's verified copy, has a signature that `access.signatures` trusts.
 
     Does nothing if the artifact names no signature and `access` does not require one. The bundle is at
-    `artifact.signature.uri`, by default at the artifact's URI followed by `.sig`. `access.floor` holds besides: what it
+    `artifact.signature.uri`, by default at the artifact's URI followed by `.sig`. `access.floor` also holds: what it
     requires, no pool can do without. Raises `SignatureRejectedError`, and what `fetch` raises if the bundle cannot be
     fetched.
     """

@@ -198,7 +198,7 @@ class Measures(NamedTuple):
 
     @classmethod
     def from_geometry(cls, numbers: NDArray[Any]) -> Self:
-        """Read the tensor GEOMETRY; raises `TypeError` or `ValueError` if it has none."""
+        """Read the tensor GEOMETRY; raises `TypeError` or `ValueError` if it has no measures."""
         *image, started_s, ended_s, first = numbers[8:].view("float64").tolist()
         return cls(ImageStatistics(*image), started_s, ended_s, first)
 

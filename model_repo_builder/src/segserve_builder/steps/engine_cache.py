@@ -16,10 +16,10 @@ FOLDER_VARIABLE: Final = "SEGSERVE_ENGINE_CACHE"
 
 
 def engine_folder(artifact_sha256: str) -> Path:
-    """Return the folder of a file's engines, created for this user alone: engines are code.
+    """Return the folder of a file's engines, created only for this user: engines are code.
 
     Engines of one combination of file, GPUs, driver, and versions of ONNX Runtime and TensorRT are of no use to another
-    one. ONNX Runtime names engines by the graph alone, so engines of other weights would be taken for this file's.
+    one. ONNX Runtime names engines only by the graph, so engines of other weights would be taken for this file's.
     Raises `PublishError`.
     """
     packages = sorted(

@@ -41,7 +41,7 @@ class InProcessModel:
     ) -> None:
         """Load the network's file, and the files of the pipeline's second and light network if it has them.
 
-        `engine` and `gpu` run the networks whatever the pipeline says: this machine need not have what servers have.
+        `engine` and `gpu` run the networks whatever the pipeline says: this machine may lack what servers have.
         """
         io, self._network = _loaded(pipeline, artifact, engine, gpu)
         given, second_io, self._second = io, None, None

@@ -398,7 +398,7 @@ def open_session(
     providers: list[Any] = [_CPU]
     if gpu is not None:
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA's libraries from pip's packages; a GPU build alone has it
+            onnxruntime.preload_dlls()  # CUDA's libraries from pip's packages; only a GPU build has it
         # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
         cuda = {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
         providers.insert(0, (_CUDA, cuda))

@@ -183,7 +183,7 @@ class TrafficPlan:
 class TrafficState:
     """Observed state of the gateways.
 
-    `plan` is what they follow (None before the first), but for the models `pending`: some gateway still sends their
+    `plan` is what they follow (None before the first), except for the models `pending`: some gateway still sends their
     requests as an earlier plan said. `active` counts requests under way by (model, group). `answering` is False where
     no gateway takes requests, `intact` where something of the gateways is not as it should be, and `problem` says why
     some do not come up.

@@ -153,7 +153,7 @@ def _works_in(client: ContextClient, deployment: Json) -> bool:
     try:
         labels = client.get(NAMESPACES, client.namespace)["metadata"].get("labels") or {}
     except (ForbiddenError, NotFoundError):
-        return True  # a tenant need not be able to read namespaces
+        return True  # a tenant may not be able to read namespaces
     return labels.get("segserve.dev/enabled") == "true"
 
 

@@ -71,7 +71,7 @@ def why(view: RolloutView) -> str:
 
 def looks(view: RolloutView, outlook: Forecast | None) -> str:
     """Return how the candidate looks so far, with how many of its requests say so."""
-    # Copies are counted in Shadow alone: a number that mixes them with callers' requests would fall at the first step.
+    # Copies are counted only in Shadow: a number that mixes them with callers' requests would fall at the first step.
     counted = view.compared if view.standing.phase is Phase.SHADOW else view.sides()[1].requests
     record = view.record
     if outlook is not None and outlook.wait is Wait.INCIDENT:

@@ -68,7 +68,7 @@ async def call(
         target = Url.normalised(url)
     except UrlError as error:
         raise CheckError(str(error)) from error
-    # Errors name scheme and host alone: the rest of a URL may hold a secret.
+    # Errors name only scheme and host: the rest of a URL may hold a secret.
     shown = f"{target.scheme}://{target.netloc}"
     try:
         async with asyncio.timeout(timeout_s), single_use_transport(target) as transport:

@@ -177,7 +177,7 @@ class ClusterTraffic:
     async def apply(self, plan: TrafficPlan) -> None:
         """Publish a plan, then repair the gateway's objects. A shard that changed since the view read it is kept.
 
-        All shards and the objects are tried, whatever of it is refused.
+        All shards and the objects are tried, even if some are refused.
         """
         context = self.contexts.get(self.key)
         if context is None:

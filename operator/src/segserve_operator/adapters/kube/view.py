@@ -127,7 +127,7 @@ class View:
 
     resourceVersions are compared as numbers, which they are on every API server (KEP-5504). Pools outside of the
     namespaces `enabled` are read and left alone; None are all namespaces that are read. Objects that are not `known`
-    are kept as versions alone, so that they take no memory; with None, all are known.
+    are kept only as versions, so that they take no memory; with None, all are known.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The API key of this machine's user: made once, shown once, and kept as its hash alone."""
+"""The API key of this machine's user: made once, shown once, and kept only as its hash."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def start(
 
 
 def _without_fchmod() -> bytes:
-    """Return the filter of system calls that refuses `fchmod` alone, in the kernel's form (see seccomp(2))."""
+    """Return the filter of system calls that refuses only `fchmod`, in the kernel's form (see seccomp(2))."""
     number, architecture = _FCHMOD[platform.machine()]
     load, equal, end = 0x20, 0x15, 0x06
     lines = [(load, 0, 0, 4), (equal, 0, 3, architecture), (load, 0, 0, 0), (equal, 0, 1, number),

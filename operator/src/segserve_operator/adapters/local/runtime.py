@@ -260,7 +260,7 @@ def _install(root: Path, progress: OnStep) -> None:
 
     progress(InstallStep(_INSTALLING, 0, total))
     run_or_raise(_pip_install(root, lock), _INDEX, report)
-    # Three of five lines are of Kubernetes' client, which serves the agent in a cluster alone.
+    # Three of five lines are of Kubernetes' client, which serves the agent only in a cluster.
     compiler = python(
         *("-m", "compileall", "-qq", "-x", "/kubernetes/", str(site_packages(root))), interpreter=_interpreter(root)
     )

@@ -99,7 +99,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 async def end_once_stuck() -> None:
-    """Have the process end, with a trace, once its event loop stands still; for a process of its own alone."""
+    """Have the process end, with a trace, once its event loop stands still; only for a process of its own."""
     while True:
         faulthandler.dump_traceback_later(STUCK_S, exit=True)
         await asyncio.sleep(STUCK_S / 10)

@@ -32,7 +32,7 @@ _UNUSED_STATS: Final = (
 )
 _HISTOGRAMS_EVERY_S: Final = 1
 COMPARATOR_FOLDER: Final = "pairs"
-"""Folder inside a gateway's folder, shared with its comparator; a container has it alone."""
+"""Folder inside a gateway's folder, shared with its comparator; a container has only this folder."""
 CAPTURE_FOLDER: Final = "capture"
 """The same for the capture service."""
 

@@ -107,7 +107,7 @@ def listening_address(host: str, port: int) -> Json:
     """Return the address of a listener; `::` stands for all addresses, IPv4 included."""
     address = socket_address(host, port)
     if host == "::":
-        address["socket_address"]["ipv4_compat"] = True  # Envoy requests IPv6 alone from the kernel
+        address["socket_address"]["ipv4_compat"] = True  # Envoy requests only IPv6 from the kernel
     return address
 
 

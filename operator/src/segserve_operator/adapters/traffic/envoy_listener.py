@@ -119,13 +119,12 @@ class EnvoySettings:
     """Settings with which Envoy is started; changing them takes a restart.
 
     `max_request_bytes` limits the body of a request, as it is decompressed. `workers` is the number of threads that
-    handle requests. With `internal_port` there is a
-    second listener, for segserve's own requests, which choose a group by the header x-segserve-group regardless of
-    weights; with `internal_socket` it is a Unix socket that only this user can open. Before Envoy uses more than
-    `heap_bytes` of memory, the largest requests are reset and new ones rejected (503). With `tls` the public listener
-    speaks it alone. With `access_log` callers' requests are logged, into `access_log_file` or to stdout. With
-    `tracing` they have spans. With `metrics_socket` the public listener answers `/metrics` from there. With
-    `plain_http` it also takes an image as the body of a request.
+    handle requests. With `internal_port` there is a second listener, for segserve's own requests, which choose a group
+    by the header x-segserve-group regardless of weights; with `internal_socket` it is a Unix socket that only this user
+    can open. Before Envoy uses more than `heap_bytes` of memory, the largest requests are reset and new ones rejected
+    (503). With `tls` the public listener speaks only TLS. With `access_log` callers' requests are logged, into
+    `access_log_file` or to stdout. With `tracing` they have spans. With `metrics_socket` the public listener answers
+    `/metrics` from there. With `plain_http` it also takes an image as the body of a request.
     """
 
     host: str = "127.0.0.1"

@@ -56,7 +56,7 @@ def _chosen(target: _Target) -> Json:
 
 
 def mirror_clusters(folder: ComparatorFolder, capture: CaptureFolder | None) -> list[Json]:
-    """Return the clusters for copies. They are always there, so that a mirror is a change of routes alone."""
+    """Return the clusters for copies. They are always there, so that a mirror changes only routes."""
     captured = [] if capture is None else [_cluster(_CAPTURE.cluster, capture.copies)]
     return [_cluster(CLUSTER, folder.copies), *captured]
 

@@ -74,7 +74,7 @@ def head_filters(*, enabled: bool) -> list[Json]:
     """Return the filters that bound probes and translate the path of a request, after the one that names its caller."""
     if not enabled:
         return []
-    # Strangers may send them, and a server reads whatever it is sent.
+    # Strangers may send them, and a server reads all that it gets.
     probes = header_matches(":path", {"safe_regex": {"google_re2": {}, "regex": _PROBE}})
     return [_held_where(probes, _PROBE_BYTES), _translation(0, is_head=True)]
 

@@ -54,7 +54,7 @@ class ListenerCertificates:
 
     @property
     def can_serve(self) -> bool:
-        """Whether Envoy has a certificate, be it an old one."""
+        """Whether Envoy has a certificate, even an old one."""
         return _has_resource(self._files.certificate) and (
             self._authorities_file is None or _has_resource(self._files.client_ca)
         )

@@ -107,7 +107,7 @@ def _is_unused(before: RolloutState, result: DecisionResult) -> bool:
 
 
 def _shadow(result: DecisionResult) -> str:
-    """Return how far Shadow is. Its figures change with the writes of the record alone."""
+    """Return how far Shadow is. Its figures change only with the writes of the record."""
     compared, shadow = int(result.record.progress.seen), result.record.policy.shadow
     few = shadow is not None and compared < shadow.min_requests
     counted = f"{compared} of {shadow.min_requests}" if shadow is not None and few else f"{compared}"

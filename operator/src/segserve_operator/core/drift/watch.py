@@ -82,7 +82,7 @@ class DriftedHistogram:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is a class that hardly any answer contains any more."""
+        """Whether it is a class that few answers still contain."""
         return self.histogram.startswith("classShare:") and self.recent[1] < self.reference[1] / 20
 
 

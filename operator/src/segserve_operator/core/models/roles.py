@@ -1,6 +1,6 @@
 """Rules for a model's roles: which revision becomes candidate, stable or previous, and when it loses the role.
 
-Each rule returns the desired roles from the world alone, so a restarted operator repeats the decision.
+Each rule derives the desired roles only from the world, so a restarted operator repeats the decision.
 """
 
 from __future__ import annotations

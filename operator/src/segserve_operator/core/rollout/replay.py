@@ -56,7 +56,7 @@ def what_if(record: Record, policy: RolloutPolicy) -> tuple[WhatIf, ...]:
     """Return what another policy would have decided on the recorded requests.
 
     The requests were counted at the weights in force then, and are kept in rows of 1, 15 and 60 s, which limits the
-    resolution. Pairs of Shadow are evidence in Shadow alone, and requests of callers elsewhere. Checks, probes and
+    resolution. Pairs of Shadow are evidence only in Shadow, and requests of callers elsewhere. Checks, probes and
     people's requests are assumed to be in order.
     """
     return tuple(_decisions(record, policy))

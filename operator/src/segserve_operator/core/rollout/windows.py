@@ -152,7 +152,7 @@ def _binned(arm: _Arm, edges: Sequence[float]) -> Floats:
 
 
 def _continued(held: InFlight, at_s: float, arms: tuple[_Arm, _Arm]) -> InFlight:
-    """Return the state with this sample added; after a reset of the counters, with this sample alone."""
+    """Return the state with this sample added; after a reset of the counters, only with this sample."""
     moment = InFlightSample(at_s, (arms[0].ended, arms[1].ended), (arms[0].active, arms[1].active))
     last = held.moments[-1] if held.moments else moment
     if at_s < last.at_s or any(now < then for now, then in zip(moment.ended, last.ended, strict=True)):

@@ -237,7 +237,7 @@ class Exceedance:
         at, known = self.edges_now(replace(state, memory=past.counts))
         learns = learns & known.all(-1)
         first = (learns & ~_known(state))[..., None]
-        # Callers' requests of the rollout so far are in both; copies, in Shadow, are in its counts alone.
+        # Callers' requests of the rollout so far are in both; copies, in Shadow, are only in its counts.
         own = np.where((state.shadowed > 0)[..., None], 0.0, state.total[..., STABLE, :])
         counts = np.maximum(past.counts - own, 0.0)
         counts = counts * np.minimum(PAST_REQUESTS / np.maximum(counts.sum(-1, keepdims=True), 1.0), 1.0)
@@ -429,7 +429,7 @@ class Exceedance:
         return np.minimum(at, len(self.edges)), known
 
     def _judged(self, state: ExceedanceState, counts: Floats) -> ExceedanceState:
-        """Return the state after the open block; where a role has no requests, stable's memory alone changes."""
+        """Return the state after the open block; if a role has no requests, only stable's memory changes."""
         at, known = self.edges_now(state)
         above = np.take_along_axis(tails(state.pending), at, -1)
         memory = remembered(state.memory, state.pending[..., STABLE, :], state.age_s)
@@ -601,7 +601,7 @@ def _times(counts: Floats, seconds: Floats, clustered_s: Floats) -> tuple[Floats
 def _begun(state: ExceedanceState, bins: Floats, seconds: Floats) -> tuple[ExceedanceState, Floats]:
     """Return the state, and the counts for its block: one begins with the candidate's first request.
 
-    What stable had before is not what it had at the same time, and goes into its memory alone.
+    What stable had before is not what it had at the same time, and goes only into its memory.
     """
     alone: Bools = np.asarray(~(state.pending[..., CANDIDATE, :].any(-1) | bins[..., CANDIDATE, :].any(-1)))
     if not alone.any():

@@ -27,7 +27,7 @@ ARTIFACT_REASONS: Final = frozenset(
     }
 )
 SAME_EVERYWHERE: Final = ARTIFACT_REASONS | {"PipelineInvalid"}
-"""Reasons that follow from the artifact and the spec alone: what one server says of them, every other one would."""
+"""Reasons that follow only from the artifact and the spec: what one server says of them, every other one would."""
 SERVER_FAILED: Final = "ServerFailed"
 _SEVERAL: Final = 2
 

@@ -96,7 +96,7 @@ def _mount(kind: str, name: str, folder: str) -> V1VolumeMount:
 
 
 def _hosts(artifacts: Artifacts, bases: list[str]) -> list[str]:
-    # In URIs of other schemes a bucket, an organisation or a claim stands in the place of the host.
+    # In URIs of other schemes a bucket, an organisation or a claim takes the place of the host.
     urls = [urlsplit(base) for base in bases if base.startswith(("http:", "https:", "oci:"))]
     hosts = (url.hostname for url in (*urls, *map(urlsplit, artifacts.endpoints.values())))
     return list(dict.fromkeys(host for host in hosts if host))

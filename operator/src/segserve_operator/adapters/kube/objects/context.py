@@ -44,8 +44,8 @@ class Defaults:
     gateway's internal port. Artifacts come only from `artifact_schemes` and `artifact_hosts` (all if empty), and may
     come from `artifact_private_hosts`; they have the signatures that `artifact_signatures` requires. A cache may be a
     folder of the node if `allow_host_path`. Images are pulled with the Secrets `image_pull_secrets` beside the pool's
-    own. Pods run as `pod_user`, as whom the cluster chooses if it is None. Pods reach what `egress` says, anything if
-    it is None. Metrics are for `metrics_from`, for any pod if it is empty.
+    own. Pods run as `pod_user`, or as a user that the cluster chooses if it is None. Pods reach what `egress` says,
+    anything if it is None. Metrics are for `metrics_from`, for any pod if it is empty.
     """
 
     server_image: str

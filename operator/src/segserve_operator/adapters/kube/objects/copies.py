@@ -54,7 +54,7 @@ def containers(context: PoolContext) -> list[V1Container]:
         own = [_shared(COMPARATOR_FOLDER), V1VolumeMount(name="pairs-tmp", mount_path=pods.TMP_FOLDER)]
         made.append(_container(context, COMPARATOR_CONTAINER, command, own, "--sheets-port", str(SHEETS_PORT)))
     if gateway.capture:
-        # It has no claims, and none of its own files may be a sink: it writes to object stores alone.
+        # It has no claims, and none of its own files may be a sink: it writes only to object stores.
         access = artifacts.access_of(context).model_copy(update={"folders": (), "claims": None})
         command = pods.started_again("segserve_builder.capture", CAPTURE_CONTAINER, _path(CAPTURE_FOLDER))
         own = [

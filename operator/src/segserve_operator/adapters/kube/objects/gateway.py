@@ -1,6 +1,6 @@
 """All objects of a pool's gateway except its plan: Envoy, the sidecar that configures it, and the comparator.
 
-Secrets of TLS and of authentication are mounted for the sidecar alone. Envoy reads certificates from a folder in memory
+Secrets of TLS and of authentication are mounted only for the sidecar. Envoy reads certificates from a folder in memory
 that the sidecar writes to. By routes of the Gateway API a cluster's own gateways send requests to a pool's gateway.
 """
 
