@@ -66,7 +66,7 @@ ALLOWED_SAMPLES: Final = "unsigned 8 bit, and unsigned 16 bit as grey or interle
 def is_named_as(path: Path, suffixes: AbstractSet[str] = IMAGE_SUFFIXES) -> bool:
     """Return whether a file has one of these suffixes, in any case.
 
-    macOS puts a file `._x.png`, which is no image, beside `x.png` on other file systems.
+    macOS puts a file `._x.png`, which is not an image, beside `x.png` on other file systems.
     """
     return path.suffix.lower() in suffixes and not path.name.startswith("._")
 

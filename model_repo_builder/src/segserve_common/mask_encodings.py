@@ -91,7 +91,7 @@ def read_polygons(data: bytes, height: int, width: int) -> list[Polygon]:
 def run_length_counts(data: bytes, height: int, width: int) -> bytes:
     """Return a mask in any encoding as COCO's compressed RLE counts, which are checked.
 
-    Raises `ProtocolError` for what is no mask of this size.
+    Raises `ProtocolError` if it is not a mask of this size.
     """
     from pycocotools import mask as coco
 

@@ -74,7 +74,7 @@ class ProcessRecord:
 
 def _stat(pid: int) -> list[bytes]:
     """Return the fields of a process from its state on; see proc_pid_stat(5)."""
-    # As bytes: a name that is cut within a character is no text.
+    # As bytes: a name that is cut within a character is not text.
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 

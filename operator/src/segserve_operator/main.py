@@ -157,7 +157,7 @@ class Operator:
     def _trouble(self) -> str | None:
         """Return why a new process would do better: this one has not even tried to see the cluster for long.
 
-        An API server that does not answer is no reason: a new process would not have what this one still has.
+        An API server that does not answer is not a reason: a new process would not have what this one still has.
         """
         age_s = time.monotonic() - self.tried_at_s
         return f"the last try to read the cluster ended {age_s:.0f} s ago" if age_s > SILENCE_S else None

@@ -52,7 +52,7 @@ class PanopticResult(Objects[PanopticSegment]):
 
     @cached_property
     def ids(self) -> NDArray[Any]:
-        """Segment ids, uint8 or uint16 (H, W), read-only; 0 is no segment. Approximate if the masks are polygons."""
+        """Segment ids, uint8 or uint16 (H, W), read-only; 0 is not a segment. Approximate if the masks are polygons."""
         if self.encoded is not None:
             ids = read_labels(self.encoded, *self.size)
         else:

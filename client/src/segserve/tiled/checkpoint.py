@@ -122,7 +122,7 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Delete the run and the map of its tiles' segments; other files in the folder stay."""
-        # The manifest first: without it the rest counts as no run, should this stop half-way.
+        # The manifest first: without it the rest is not a run, if this stops half-way.
         (self.folder / MANIFEST).unlink(missing_ok=True)
         for name in (TILES, f"{SEGMENTS}.zarr"):
             shutil.rmtree(self.folder / name, ignore_errors=True)

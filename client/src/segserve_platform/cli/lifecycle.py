@@ -162,7 +162,7 @@ def _has_the_terminal() -> bool:
     """Return whether input typed at a terminal goes to this process."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # the input is no terminal
+    except OSError:  # the input is not a terminal
         return False
 
 

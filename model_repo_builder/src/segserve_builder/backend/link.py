@@ -194,7 +194,7 @@ def _received(connection: socket.socket) -> Any:
 
 
 def _parts(sizes: Sequence[int]) -> Iterator[bytearray | mmap.mmap]:
-    """Yield memory for the parts of a value: of large ones it is no memory of the step, as Triton's tensors are not."""
+    """Yield memory for the parts of a value: for large ones not the step's own, as Triton's tensors are not."""
     for size in sizes:
         yield bytearray(size) if size < _LARGE_BYTES else mmap.mmap(-1, size)
 

@@ -298,7 +298,7 @@ class SharedPostprocess(SharedStep):
     def initialize(self, args: dict[str, str]) -> None:
         """Look for members from now on."""
         self._reporter = MetricsReporter()
-        # Before memory is limited: its thread is no member's, nor of the requests' memory.
+        # Before memory is limited: its thread is not a member's, nor in the requests' memory.
         self._reporter.start()
         super().initialize(args)
 

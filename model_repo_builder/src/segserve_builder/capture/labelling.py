@@ -48,7 +48,7 @@ def corrected(content: bytes, classes: Mapping[str, int], *, joins: bool) -> lis
     """Read a COCO data set, as CVAT, Label Studio and others export it.
 
     `classes` are the model's ids by name: tools number categories anew. `joins` makes one mask of each class, as
-    semantic models have. Raises `GoldenError` for what is no such data set, or names an unknown class.
+    semantic models have. Raises `GoldenError` if it is not such a data set, or names an unknown class.
     """
     try:
         document = json.loads(content)

@@ -95,7 +95,7 @@ def _infer_copy(model: str, image: Tensor, parameters: Mapping[str, Parameter]) 
 
 
 def request_id_of(request: ReceivedRequest) -> str:
-    """Return the id of a request, `x-request-id` as its caller sent it; bytes that are no UTF-8 are surrogates."""
+    """Return the id of a request, `x-request-id` as its caller sent it; bytes that are not UTF-8 are surrogates."""
     return request.headers.get("x-request-id", "").encode("latin-1").decode("utf-8", "surrogateescape")
 
 
@@ -352,7 +352,7 @@ class CaptureService:
         if stable.kind in (AnswerKind.UNREACHED, AnswerKind.REFUSED):
             return "unreached"
         if stable.kind is AnswerKind.ANSWERED and stable.content is None:
-            return "unreadable"  # an answer that is too large is no failure
+            return "unreadable"  # an answer that is too large is not a failure
         other = redactor = None
         if rule.other and CaptureReason.DISAGREE in rule.when and stable.content is not None:
             other = await self._ask(own.copy, rule.other)

@@ -173,7 +173,7 @@ class QueryFamily(Family):
 
     @property
     def _nothing(self) -> int:
-        """The number of channels of the logits that are no class."""
+        """The number of channels of the logits that are not a class."""
         return 0 if self.sigmoid else 1
 
     def _last(self, output: QueryOutput, model: ModelContext) -> int | None:

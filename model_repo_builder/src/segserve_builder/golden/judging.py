@@ -337,7 +337,7 @@ def _masks(case: Case, answer: Answer, count: int) -> tuple[bytes, ...]:
 
 
 def run_length_masks(image: str, answer: Answer, size: tuple[int, int]) -> tuple[bytes, ...]:
-    """Return an answer's MASKS as COCO's run lengths; raises `GoldenError` if one is no mask of this size."""
+    """Return an answer's MASKS as COCO's run lengths; raises `GoldenError` if one is not a mask of this size."""
     from segserve_common.rle import run_lengths
 
     masks = tuple(_bytes(mask) for mask in _output(image, answer, "MASKS"))

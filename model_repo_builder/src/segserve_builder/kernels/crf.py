@@ -111,7 +111,7 @@ def refine(scores: NDArray[np.float32], image: NDArray[np.uint8], terms: Terms, 
     """Replace scores by the logarithms of the mean field's probabilities after `iterations`.
 
     `scores` (G, H, W, 8) holds the log probability of label 8 * g + k, up to a number of each pixel's own so that its
-    best is 0, at [g, y, x, k]; lanes that are no label hold `EMPTY`. `image` is (H, W, 3) and has a pixel. Equal to
+    best is 0, at [g, y, x, k]; lanes without a label hold `EMPTY`. `image` is (H, W, 3) and has a pixel. Equal to
     pydensecrf's with `DIAG_KERNEL` and `NORMALIZE_SYMMETRIC`. Raises `ValueError` for another image, and
     `LatticeTooLargeError` where the lattices would take more than LATTICE_BYTES or are too wide.
     """

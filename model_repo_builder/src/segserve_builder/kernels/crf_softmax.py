@@ -13,9 +13,9 @@ from segserve_builder.kernels.crf_simd import LANES, add8, max8, scale8, sum8
 F: Final = np.float32
 FUSED: Final = {**OPTIONS, "fastmath": {"contract"}}
 EMPTY: Final = F(-1e9)
-"""The score of a lane that is no label."""
+"""The score of a lane without a label."""
 LEAST: Final = F(-60)
-"""Exponents below it count as it: a probability of 1e-26, whose products are no denormal numbers yet."""
+"""Exponents below it count as it: a probability of 1e-26, whose products are not yet denormal numbers."""
 MOST: Final = F(87)
 NEAREST: Final = F(12582912)
 """Added to a float32 and taken away again, 1.5 * 2**23 leaves the nearest whole number."""

@@ -147,7 +147,7 @@ def _buckets(scores: Any, which: Any, pairs: Any) -> Any:
     bucket = np.empty(n, np.int32)
     for k in range(n):
         place = (np.float64(highest) - np.float64(scores[which[k]])) * scale
-        bucket[k] = np.int32(place) if 0 <= place < number else 0  # where scores are infinite, it is no number
+        bucket[k] = np.int32(place) if 0 <= place < number else 0  # if scores are infinite, it is not a number
         start[bucket[k] + 1] += 1
     for b in range(number):
         start[b + 1] += start[b]

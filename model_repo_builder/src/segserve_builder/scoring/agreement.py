@@ -1,6 +1,6 @@
 """Agreement of two answers to the same image, without labels: how much of one the other contains, from 0 to 1.
 
-Agreement is no quality: it says that two revisions differ, not which one is right. Each kind of answer has the measure
+Agreement is not quality: it says that two revisions differ, not which one is right. Each kind of answer has the measure
 of its field, with weights by which what flickers at a threshold costs little.
 
 Objects (instances, boxes, keypoints): the best one-to-one assignment within each class (Kuhn 1955), and of it
@@ -12,7 +12,7 @@ COCO's object keypoint similarity, at the mean area of both and weighted by the 
 Panoptic segments: the same, and only pairs with an IoU above 0.5 match, as in the panoptic quality.
 
 Label maps and masks by class: the mean IoU of the classes that are in either answer, each weighed by
-`min(1, pixels / 32²)`, or by a hundredth of a small image in place of 32²: a few stray pixels are no class lost.
+`min(1, pixels / 32²)`, or by a hundredth of a small image in place of 32²: a few stray pixels are not a lost class.
 """
 
 from __future__ import annotations

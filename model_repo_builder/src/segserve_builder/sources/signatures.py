@@ -70,7 +70,7 @@ def _names_signers(trusted: Signatures) -> bool:
 def _check_time(bundle: Path, uri: str, trusted: Signatures) -> None:
     """Raise `SignatureRejectedError` unless the signer's certificate began at `trusted.not_before` or later.
 
-    The signature is no older than that. The certificates of sigstore are made for one signature.
+    The signature is not older than that. The certificates of sigstore are made for one signature.
     """
     if trusted.not_before is None:
         return

@@ -227,8 +227,9 @@ def slice_of_parameters(parameters: Mapping[str, Any]) -> str:
 def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> RequestOptions:
     """Read a request's parameters.
 
-    Numbers may come as text. What a caller says of its image is no option and changes no answer. Raises `BadImageError`
-    for a parameter that is unknown, not allowed by `output.overrides`, or has a value that is not allowed.
+    Numbers may come as text. What a caller says of its image is not an option and changes no answer. Raises
+    `BadImageError` for a parameter that is unknown, not allowed by `output.overrides`, or has a value that is not
+    allowed.
     """
     options = {name: value for name, value in parameters.items() if name.lower() not in _OF_SLICES}
     for name in options:

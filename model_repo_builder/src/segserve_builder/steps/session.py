@@ -301,7 +301,7 @@ class ParallelSession:
 
 
 class WeightsAllowance:
-    """Memory that this process may have beside its limit to open a file: weights are no memory of requests.
+    """Memory that this process may have beside its limit to open a file: weights are not the requests' memory.
 
     Nor are the stacks of threads. It is given once, however often the file is opened.
     """

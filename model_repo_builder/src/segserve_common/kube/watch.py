@@ -27,7 +27,7 @@ class Reflector:
     """Gives `on_list` all objects that a selector chooses, then `on_event` every change, from a thread of its own.
 
     After an interruption the objects are listed again, also if a callback raised: what it missed comes once more.
-    `on_error` gets why objects could not be listed or watched; an expired version is no error.
+    `on_error` gets why objects could not be listed or watched; an expired version is not an error.
     """
 
     def __init__(

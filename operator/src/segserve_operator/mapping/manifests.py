@@ -19,7 +19,7 @@ def annotations_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 def named_models(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of the models that a stored model uses as its second network, by the field of the name.
 
-    The spec may be invalid: what is no name is left out.
+    The spec may be invalid: what is not a name is left out.
     """
     named = {}
     for field in ("instances", "cascade.light"):

@@ -36,7 +36,7 @@ def kind_of(manifest: Json) -> Kind:
 def find_drift(view: View, key: PoolKey, manifests: Iterable[Json]) -> Iterator[tuple[Json, Json | None]]:
     """Yield each manifest whose object is missing, terminating or different, with the object, None if missing.
 
-    What admission made of our last write of the same manifest is no difference: it would do the same to the next one.
+    What admission made of our last write of the same manifest does not differ: it would do the same to the next one.
     """
     for manifest in manifests:
         kind = kind_of(manifest)

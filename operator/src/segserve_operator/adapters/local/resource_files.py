@@ -68,7 +68,7 @@ def _parsed(lines: Iterable[str]) -> Iterator[tuple[float, Event]]:
     for line in lines:
         try:
             read = json.loads(line)
-            datetime.fromtimestamp(at_s := float(read["at"]), UTC)  # raises for what is no time
+            datetime.fromtimestamp(at_s := float(read["at"]), UTC)  # raises if it is not a time
             yield at_s, Event(read["kind"], str(read["reason"]), str(read["message"]))
         except (ValueError, TypeError, LookupError, ArithmeticError, OSError, RecursionError):
             continue

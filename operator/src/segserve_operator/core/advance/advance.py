@@ -252,6 +252,6 @@ def _with_window(case: RolloutCase) -> tuple[RolloutCase, EvidenceWindow | None]
         hung=record.hung or HungRequests(),
         slow_after_s=hung_after_s,
     )
-    # The first sample is only a reference: what gateways counted before the rollout is no evidence.
+    # The first sample is only a reference: what gateways counted before the rollout is not evidence.
     latest = replace(record, seen=counted.seen, hung=counted.hung)
     return replace(case, record=latest), counted.window if record.seen else None

@@ -25,7 +25,7 @@ from segserve_operator.core.statistics.past import StablePast
 SHADOW_TOLERATED: Final = float(np.log(150.0))
 """In Shadow: it takes evidence that the harm is more than is tolerated, since waiting for it harms no caller."""
 ASSUMED_S: Final = 3.0
-"""Seconds of pairs that count as one where stable's past is unknown: one interruption of half a minute is no proof."""
+"""Seconds of pairs that count as one where stable's past is unknown: one interruption of half a minute is not proof."""
 SWING: Final = 0.3
 """Relative difference of error rates between two healthy servers: each has better and worse half minutes."""
 

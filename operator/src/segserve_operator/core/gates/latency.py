@@ -133,7 +133,7 @@ class Latency(ExceedanceGate):
         test = self.test
         slower, pairs = tails(ratios), ratios.sum(-1)
         first, *others = self.ratios
-        # What is tolerated of all requests is no difference in either null; of a few in the tail it is one.
+        # What is tolerated of all requests is not a difference in either null; of a few in the tail it is one.
         strict = self._opposed(slower, pairs, first, self.stretch)
         worse = [strict, *(self._opposed(slower, pairs, ratio, 1.0) for ratio in others)]
         tolerated = [strict, *(self._opposed(slower, pairs, ratio, self.stretch) for ratio in others)]

@@ -28,7 +28,7 @@ def pairs_between(
 ) -> EvidenceWindow:
     """Return the pairs that were counted after `before` and up to `after`, instead of `callers`' requests meanwhile.
 
-    Pairs of other groups are no part of it. As with callers' requests, what a gateway had counted before its first
+    Pairs of other groups are not part of it. As with callers' requests, what a gateway had counted before its first
     sample is not, unless it has started since `before`; a gateway that does not answer is missing in `after`, and what
     it counts meanwhile is in the window after its return; counts of a new epoch, or that have fallen, began at zero.
     """

@@ -61,7 +61,7 @@ def window_between(
 ) -> WindowResult:
     """Return what was counted after `before` and up to `after`; nothing of it is ever negative.
 
-    Counts that a gateway had before its first sample are no part of a look, unless it has started since `before`. One
+    Counts that a gateway had before its first sample are not part of a look, unless it has started since `before`. One
     that does not answer is missing in `after`: what it counts meanwhile is in the look after its return. Counts of a
     new epoch, or that have fallen, began at zero.
 

@@ -18,7 +18,7 @@ candidate in half of all cases, so that no test without another assumption gains
 if the past were known and had clusters of which `assumed_s` seconds of pairs count as one: twice as many as of bursts
 of 30 s with a correlation of 0.05. Under that assumption it is an e-value (as far as the division makes it one). The
 evidence is its mean with the blocks' evidence, which assumes nothing of the kind (Vovk and Wang 2021). That all pairs
-of t seconds fail is worth at most t / assumed_s * log 1.9: an interruption of half a minute is no proof.
+of t seconds fail is worth at most t / assumed_s * log 1.9: an interruption of half a minute is not proof.
 
 Harm is certified by the same bets the other way, against each level of it.
 """
@@ -113,7 +113,7 @@ class Discordant:
         """Take in a look's counts [..., Q, 3]; `clustered_s` [...] is negative if it is unknown, see `past`.
 
         `spread` [...] is how many times as much as independent requests stable's vary, as far as the rollout shows.
-        Bets allow for clusters of `least_s` [...] at least; certificates, which are no verdicts, do not.
+        Bets allow for clusters of `least_s` [...] at least; certificates, which are not verdicts, do not.
         """
         pending = state.pending + counts
         age_s = np.where(pending.any((-2, -1)), state.age_s + seconds, state.age_s)
@@ -125,7 +125,8 @@ class Discordant:
         dealt = np.clip(SWITCH * pairs / times, LEAST_SWITCH, MOST_SWITCH)[..., None, None, None]
         wealth = redistributed(state.wealth + self._factors(pending, known, times), dealt)
         certificates = pending[..., 2 * len(self.weights) :, :]
-        # A certificate says when to go on and is no verdict: it takes the root of what counts as one, as `exceedance`.
+        # A certificate says when to go on and is not a verdict: it takes the root of what counts as one, as
+        # `exceedance`.
         lighter = np.where(known, np.sqrt(1.0 + per_s * clustered_s), np.maximum(spread, 1.0))[..., None, None, None]
         harmless = np.clip(state.harmless + _harmless(certificates) / lighter, FLOOR, CEILING)
         at = closes[..., None, None]

@@ -18,7 +18,7 @@ only if each is one given the other (Vovk and Wang 2021): so it is the mean whil
 afterwards the product of what Shadow proved and of what callers' requests prove.
 
 A fault that begins late meets many requests of the candidate and, in a bake, few of stable: until these exclude an
-incident of both, callers are harmed. `surge` does not wait for them, and is no proof. It is a CUSUM of e-values (Page
+incident of both, callers are harmed. `surge` does not wait for them, and is not proof. It is a CUSUM of e-values (Page
 1954; e-detectors: Shin, Ramdas and Rinaldo 2022): each look multiplies it by the likelihood ratio of the candidate's
 requests, divided by stable's clusters, against the share that is allowed by stable's past, and it begins anew where it
 falls below 1. As it is at most the sum over all beginnings, it takes `SURGE` looks on average or more until it reaches
@@ -285,7 +285,7 @@ class Exceedance:
     def update_pairs(self, state: ExceedanceState, bins: Floats, seconds: Floats, counts: Floats) -> ExceedanceState:
         """Take in a look of Shadow: both revisions' counts [..., 2, B], and the pairs' [..., Q, 3].
 
-        What fails in Shadow has harmed no caller, and is no excess.
+        What fails in Shadow has harmed no caller, and is not an excess.
         """
         after = self.update(state, bins, seconds)
         pairs, known = pairs_of(state), _known(state)
@@ -490,7 +490,7 @@ class Exceedance:
     def _clustered(self, fresh: Baseline, state: ExceedanceState, level: Floats, counts: Floats) -> Baseline:
         """Return what harm is measured against: where dependence is known, all of stable's past and its clusters.
 
-        The certificate takes the root of how many requests count as one: it says when to go on, and is no verdict.
+        The certificate takes the root of how many requests count as one: it says when to go on, and is not a verdict.
         """
         known = _known(state)[..., None]
         times = _times(counts, state.age_s, state.clustered_s)[CANDIDATE]
