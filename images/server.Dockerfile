@@ -12,7 +12,7 @@ LABEL org.opencontainers.image.title="segserve server" \
 WORKDIR /src
 COPY images/server.lock ./
 # The lock is complete. In a folder of its own: nothing of the base image changes, and Triton's Python steps find these versions first.
-# ONNX Runtime is for networks that run in tiles or views: their step is one of Python's on every image.
+# ONNX Runtime is for networks on a CPU, in tiles or views: their step is one of Python's on every image.
 # Nobody can write there later. Of Kubernetes' client, the classes of the API are not used: 55 MB are removed. Of the rest,
 # only what is imported is compiled, at the end.
 RUN python3 -m pip install --no-cache-dir --no-compile --no-deps --target /opt/segserve/python --require-hashes --requirement server.lock \
