@@ -108,7 +108,9 @@ def test_the_agent_learns_what_the_processes_use(link: LauncherLink, tmp_path: P
 
     server = {key: use for key, use in found.processes.items() if key != "launcher"}
     assert {use.step for use in server.values()} == {""}
-    assert all(use.memory_bytes > 0 for use in server.values())
+    # A child of this process that ends meanwhile has no memory any more.
+    (own,) = (use for key, use in server.items() if key.startswith(f"{os.getpid()}@"))
+    assert own.memory_bytes > 2**20
     assert "launcher" in found.processes
     assert found.look_cpu_s > 0
 
