@@ -218,7 +218,7 @@ def build(
 ) -> None:
     """Write the Triton model repository of models, for running Triton without segserve."""
     with needs("builder"):
-        from segserve_builder.render.repository import build_tree, publish_tree
+        from segserve_builder.render.repository import build_tree, publish_tree, sweep
         from segserve_builder.render.target import RenderTarget
         from segserve_operator.adapters.local.access import local_access
         from segserve_operator.adapters.local.files import cache_folder
@@ -238,6 +238,7 @@ def build(
         tree = build_tree(networks, cache, access, expose=assigned.expose, metrics=assigned.metrics, target=target)
         publish_tree(tree, output)
         typer.echo(f"{assigned.revision} written to {output}")
+    sweep(output)
     if check is not None:
         with needs("local"):
             from segserve_platform.cli.own_triton import check as checked

@@ -35,6 +35,7 @@ from segserve_platform.cli.errors import CommandError
 
 _START_S: Final = 120.0
 _LOOK_S: Final = 0.2
+_ATTEMPTS: Final = 10
 _END_S: Final = 30
 _SHOWN_LINES: Final = 20
 _LOG: Final = "triton.log"
@@ -78,8 +79,13 @@ def _proved(runner: ActionRunner, assigned: AssignedRevision) -> str:
     for step in prepared.steps:
         done(LoadStep(step))
     done(Serve(*names), prepared)
-    proof = done(Prove(*names), prepared).proof
-    assert proof is not None
+    for _ in range(_ATTEMPTS):
+        # Of a server that does not answer in time an action says nothing: it may only be busy.
+        if (proof := done(Prove(*names), prepared).proof) is not None:
+            break
+        time.sleep(_LOOK_S)
+    else:
+        raise CommandError(f"{assigned.revision}: Triton has stopped answering:\n{_end_of(runner.log)}")
     return f"answers its {proof.images} golden images" if proof.kind == "golden" else "answers the built-in image"
 
 
