@@ -34,7 +34,7 @@ from segserve_builder.steps.step_options import NetOptions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
 COINS = Path(__file__).parents[3] / "examples/coins/coins-unet.onnx"
-NATIVE = RenderTarget.named("26.04", "onnxruntime")
+NATIVE = replace(RenderTarget.named("26.04", "onnxruntime"), has_gpu=True)
 IO = NetworkIO(
     TensorSpec("image", "UINT8", (None, 1, 64, 96)), "NCHW", (TensorSpec("logits", "FP32", (None, 2, 64, 96)),)
 )
@@ -101,7 +101,6 @@ def test_an_engine_that_does_not_run_on_the_device_is_refused(runtime: dict[str,
 
 
 RUNTIMES: dict[str, dict[str, Any]] = {
-    "cpu": {"device": "cpu"},
     "cuda": {"device": "gpu"},
     "openvino": {"engine": "openvino"},
     "tensorrt": {"engine": "tensorrt"},
@@ -140,7 +139,8 @@ def test_the_networks_instances_are_of_the_device_and_all_other_steps_of_the_cpu
 
 
 @pytest.mark.parametrize(
-    ("io", "device", "batches"), [(IO, "gpu", [1, 2, 4, 6]), (ANY_SIZE, "gpu", []), (IO, "cpu", []), (IO, "auto", [])]
+    ("io", "device", "batches"),
+    [(IO, "gpu", [1, 2, 4, 6]), (ANY_SIZE, "gpu", []), (IO, "cpu", []), (IO, "auto", [1, 2, 4, 6])],
 )
 def test_a_gpu_runs_each_size_of_batch_of_one_size_of_image_before_the_network_is_ready(
     io: NetworkIO, device: str, batches: list[int]
