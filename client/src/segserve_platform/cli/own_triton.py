@@ -24,8 +24,9 @@ from segserve_builder.agent.state import (
     Prove,
     Serve,
 )
+from segserve_builder.cluster.triton import environment
 from segserve_builder.render.target import RenderTarget
-from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments, sweep_shm
+from segserve_builder.render.tritonserver import Ports, server_arguments, sweep_shm
 from segserve_builder.sources.access import Access
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local import processes
@@ -106,9 +107,12 @@ def _running(program: Path, repository: Path, folder: Path) -> Iterator[TritonSe
         shm_prefix=prefix,
     )
     hidden = dict(option.split("=", 1) for option in secret.server_arguments(secret.obtain(folder / "secret")))
-    environment = dict(os.environ) | SILENT | STEP_ENVIRONMENT | hidden
     process = processes.start(
-        argv, record=folder / "triton.json", log=folder / _LOG, environment=environment, state=folder
+        argv,
+        record=folder / "triton.json",
+        log=folder / _LOG,
+        environment=environment(os.environ) | hidden,
+        state=folder,
     )
     server = TritonServer(ports.grpc, folder / "secret")
     try:
