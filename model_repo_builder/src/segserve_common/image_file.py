@@ -6,7 +6,7 @@ import io
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ _PNG_PALETTE: Final = 3
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS = 274, 277, 284, 322, 323, 330
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GEO_KEYS, _GDAL_NODATA, _DNG_VERSION = 338, 339, 34735, 42113, 50706
+COLOUR_MAP: Final = 320
 _READ: Final = frozenset(
     {_SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR}
     | {_TILE_WIDTH, _TILE_LENGTH, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GEO_KEYS, _GDAL_NODATA, _DNG_VERSION}
@@ -58,8 +59,44 @@ _NAMES: Final = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "palette", 4: 
 UNSIGNED: Final = 1
 _FORMATS: Final = {1: "unsigned", 2: "signed", 3: "float"}
 _RAW: Final = "a camera's raw file; develop it to JPEG or TIFF first"
-_RAW_SIGNATURES: Final = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJI", b"FOVb", b"IIII")
-_OTHER_BRANDS: Final = {b"crx ": _RAW, b"heic": "a HEIC file", b"mif1": "a HEIC file", b"avif": "an AVIF file"}
+_COMPRESSIONS: Final = {
+    34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 34933: "PNG", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
+}  # fmt: skip
+_HEAD: Final = 512
+"""Bytes by which a file that is no image is named."""
+_READ_BY_PILLOW: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
+_READ_BY_OPENCV: Final = frozenset({1, 5, 8, 32773, 32946})
+_BY_PILLOW: Final = "pass PIL.Image.open(path)"
+_FRAMES: Final = "segment its frames (segment_stream)"
+_PAGES: Final = "draw its page as a PNG first"
+_KINDS: Final = (
+    (0, rb"FUJIFILM|IIRO|IIRS|MMOR|IIU\0|FOVb|IIII|....ftypcrx ", _RAW, ""),
+    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC file", f"{_BY_PILLOW} with pillow-heif registered"),
+    (4, rb"ftypavi[fs]", "an AVIF file", _BY_PILLOW),
+    (4, rb"ftyp|moov|mdat|wide", "a video (MP4 or QuickTime)", _FRAMES),
+    (0, rb"RIFF....AVI |\x1a\x45\xdf\xa3|FLV\x01|OggS|\x00\x00\x01[\xb3\xba]|\x30\x26\xb2\x75", "a video", _FRAMES),
+    (128, rb"DICM", "a DICOM file", "pass pydicom.dcmread(path).pixel_array, scaled to 8 or 16 bits by its window"),
+    (344, rb"n[+i][12]\0", "a NIfTI volume", "pass slices of nibabel.load(path).get_fdata(), scaled to 8 or 16 bits"),
+    (0, rb"\x1f\x8b", "compressed by gzip, as NIfTI volumes (.nii.gz) are", "unpack it first"),
+    (0, rb"\x93NUMPY", "a file of numpy", "pass numpy.load(path), or segserve batch, which reads it"),
+    (0, rb"PK\x03\x04", "a ZIP archive", "unpack it first (numpy.load of a .npz, zarr of a zarr archive)"),
+    (0, rb"\x89HDF\r\n", "an HDF5 file", "pass an array of it (h5py)"),
+    (0, rb"%PDF", "a PDF document", _PAGES),
+    (0, rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file", _PAGES),
+    (0, rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg", "a drawing (SVG)", _PAGES),
+    (0, rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "an HTML page, perhaps of a failed download", ""),
+    (0, rb"(?i)(\xef\xbb\xbf)?\s*<\?xml", "an XML document", ""),
+    (0, rb"version https://git-lfs", "a pointer of Git LFS", "git lfs pull brings the file"),
+    (0, rb"NRRD000|ObjectType\s*=|SIMPLE  =", "a volume (NRRD, MetaImage or FITS)", "pass slices of it as arrays"),
+    (0, rb"ZISRAWFILE|\xda\xce\xbe\x0a|\x70\0\0\0", "a microscope's file", "export its planes as TIFF"),
+    (0, rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 file", _BY_PILLOW),
+    (0, rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL file", "convert it to PNG (djxl)"),
+    (0, rb"GIF8[79]a", "a GIF file", _BY_PILLOW),
+    (0, rb"BM....\0\0\0\0|P[1-7][\s#]|qoif|\x0a\x05\x01\x08|DDS |\x00\x00\x01\x00", "known to Pillow", _BY_PILLOW),
+    (0, rb"8BPS", "a Photoshop file", "export it as PNG or TIFF"),
+    (0, rb"\x76\x2f\x31\x01|#\?RADIANCE", "a picture of high dynamic range", "pass its pixels as uint16"),
+)  # fmt: skip
+"""What files are by the bytes at an offset, and how their pictures get here; the first that fits counts."""
 ALLOWED_SAMPLES: Final = "unsigned 8 bit, and unsigned 16 bit as grey or interleaved RGB or RGBA"
 
 
@@ -117,6 +154,17 @@ class ImageHeader:
         kind = _FORMATS.get(self.sample_format, f"sample format {self.sample_format}")
         colour = _NAMES.get(self.photometric, f"photometric interpretation {self.photometric}")
         return f"{self.channels} samples of {self.bits} bits ({kind}, {colour}{', planar' if self.planar == 2 else ''})"
+
+    def check_compression(self) -> None:
+        """Raise `ImageFileError` if servers do not decode a TIFF's compression; tiles, which send pixels, may."""
+        read = _READ_BY_OPENCV if self.bits == 16 else _READ_BY_PILLOW
+        if self.format == "TIFF" and self.compression not in read:
+            raise ImageFileError(
+                f"TIFF image of {self.bits} bits is compressed by "
+                f"{_COMPRESSIONS.get(self.compression, f'scheme {self.compression}')}; servers read "
+                f"{'LZW, deflate and PackBits' if self.bits == 16 else 'LZW, deflate, PackBits, JPEG and Zstandard'}: "
+                "gdal_translate -co COMPRESS=DEFLATE, or segserve batch, which sends pixels"
+            )
 
     def is_deep(self) -> bool:
         """Return whether a TIFF has 16 bits of a kind that is read; others are read by `shallow_tiff`, or not.
@@ -192,11 +240,12 @@ def describe(data: Data) -> ImageHeader:
             return _tiff(data)
         except struct.error as error:
             raise ImageFileError(f"TIFF image is damaged or cut short: {error}") from error
-    if data[:4] in _RAW_SIGNATURES:
-        raise ImageFileError(f"image is {_RAW}")
     seen = f"its first bytes are {bytes(data[:8])!r}" if len(data) else "it is empty"
-    if data[4:8] == b"ftyp" and data[8:12] in _OTHER_BRANDS:
-        seen = f"it is {_OTHER_BRANDS[data[8:12]]}"
+    head = bytes(data[:_HEAD])
+    for offset, signature, kind, way in _KINDS:
+        if re.match(signature, head[offset:], re.DOTALL):
+            seen = f"it is {kind}{way and f': {way}'}"
+            break
     raise ImageFileError(f"image is not a JPEG, PNG, WebP or TIFF file: {seen}")
 
 
@@ -313,6 +362,9 @@ def _tiff(data: Data) -> ImageHeader:
     channels, bits = _number(tags, _SAMPLES, 1), tags.get(_BITS, (1,))
     if len(set(bits)) > 1:
         raise ImageFileError(f"TIFF image has samples of {bits} bits; allowed are {ALLOWED_SAMPLES}")
+    photometric = _photometric(tags)
+    if COLOUR_MAP in names and photometric == BLACK_IS_ZERO and channels == 1 and bits[0] >= 8:
+        photometric = PALETTE  # as for GDAL, which adds a table of colours to a written file without changing this
     nodata = b"".join(each for each in tags.get(_GDAL_NODATA, ()) if isinstance(each, bytes)).strip(b"\0 ")
     orientation = _number(tags, _ORIENTATION, UPRIGHT)
     described = ImageHeader(
@@ -322,7 +374,7 @@ def _tiff(data: Data) -> ImageHeader:
         orientation=orientation if 1 <= orientation <= 8 else UPRIGHT,
         channels=channels,
         bits=bits[0],
-        photometric=_number(tags, _PHOTOMETRIC, -1),
+        photometric=photometric,
         sample_format=max(tags.get(_SAMPLE_FORMAT, (UNSIGNED,))),
         planar=_number(tags, _PLANAR, 1) if channels > 1 else 1,
         compression=_number(tags, _COMPRESSION, 1),
@@ -336,13 +388,44 @@ def _tiff(data: Data) -> ImageHeader:
     is_raw = _DNG_VERSION in tags or described.photometric in MOSAICS or data[8:10] == b"CR"
     if is_raw or any(_is_raw(data, described, offset) for offset in tags.get(_SUB_IFDS, ())[:_MOST_SUB_IFDS]):
         raise ImageFileError(f"image is {_RAW}")
-    if subfile & (_REDUCED | _MASK):
-        kind = "a reduced copy (a thumbnail)" if subfile & _REDUCED else "a mask"
+    is_alone = not following and not tags.get(_SUB_IFDS)
+    if subfile & _MASK or (subfile & _REDUCED and not is_alone):
+        kind = "a mask" if subfile & _MASK else "a reduced copy (a thumbnail)"
         raise ImageFileError(
             f"TIFF image begins with {kind} of {described.height} x {described.width} pixels, and only the first page "
             "is read; write the picture as the first page"
         )
     return described
+
+
+def _photometric(tags: Mapping[int, Any]) -> int:
+    """Return the photometric interpretation of a TIFF; raises `ImageFileError` if its tags lack it.
+
+    Readers differ in what they take for granted then: Pillow that 0 is white, libtiff that it is black.
+    """
+    if _PHOTOMETRIC not in tags:
+        raise ImageFileError(
+            "TIFF image does not say whether 0 is black or white (tag 262, photometric interpretation, is missing): "
+            "tiffset -s 262 1 says black, 2 says RGB"
+        )
+    photometric = tags[_PHOTOMETRIC]
+    return int(photometric[0] if isinstance(photometric, tuple) else photometric)
+
+
+def check_opened(tags: Mapping[int, Any], frames: int) -> int:
+    """Return the photometric interpretation of a TIFF of so many frames that Pillow has opened, by its tags.
+
+    Raises `ImageFileError` for what is not read from a file either.
+    """
+    if _DNG_VERSION in tags or tags.get(_PHOTOMETRIC) in MOSAICS:
+        raise ImageFileError(f"image is {_RAW}")
+    if frames > 1 and tags.get(_SUBFILE, 0) & (_REDUCED | _MASK):
+        raise ImageFileError("TIFF image is a reduced copy (a thumbnail) or a mask; seek to the page of the picture")
+    bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (UNSIGNED,))
+    header = ImageHeader("TIFF", 1, 1, UPRIGHT, len(bits), max(bits), _photometric(tags), max(formats))
+    if header.sample_format != UNSIGNED or header.bits > 16:
+        raise unread_samples(header)
+    return header.photometric
 
 
 def _marked(file: ImageHeader, following: Iterator[Mapping[int, tuple[Any, ...]]]) -> ImageHeader:
@@ -463,6 +546,8 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
     if image.height * image.width != file.height * file.width:
         raise ImageFileError(f"TIFF image has two sizes, {image.size} and {(file.width, file.height)}")
     try:
+        if file.photometric == PALETTE and image.mode == "L":
+            return coloured(np.asarray(image), image.tag_v2[COLOUR_MAP])
         return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except MemoryError:
         raise
@@ -470,6 +555,14 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
         raise ImageFileError(
             f"TIFF image is damaged or cut short, or of a kind that cannot be read: {error}"
         ) from error
+
+
+def coloured(indices: NDArray[np.uint8], table: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the colours (H, W, 3) of indices (H, W) by a TIFF's table of 3 x 256 values of 16 bits."""
+    import numpy as np
+
+    colours = np.asarray(table, np.uint16).reshape(3, -1).T >> 8
+    return colours.astype(np.uint8)[indices]
 
 
 def windowed(pixels: NDArray[np.uint16], window: tuple[int, int]) -> NDArray[np.uint16]:

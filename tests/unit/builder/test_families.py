@@ -53,7 +53,7 @@ def test_the_layout_is_where_the_channels_are(
             r"'x' INT64 \[\?, 1, 8, 8\]: allowed dtypes are UINT8, UINT16, FP16",
         ),
         (TensorSpec("x", "FP32", (None, 3, 8, 8)), r"for colour GREY the shape must be \[batch, 1, height, width\]"),
-        (TensorSpec("x", "FP32", (None, None, None, None)), "for colour GREY the shape must be"),
+        (TensorSpec("x", "FP32", (None, None, None, 3)), "for colour GREY the shape must be"),
         (TensorSpec("x", "FP32", (None, 1, 8)), "for colour GREY the shape must be"),
         (TensorSpec("x", "FP32", (4, 1, 8, 8)), "the batch size must be free or 1; it is 4"),
     ],

@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
+from segserve_builder.errors import ArtifactTooLargeError, EngineError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import TensorSpec
 from segserve_builder.steps.onnx_signature import read_signature
+from segserve_builder.steps.session import open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 
 def tiny_model(*, nodes=None, inputs=None, outputs=None, initializers=(), opsets=(("", 17),), functions=()):
@@ -25,7 +27,7 @@ def tiny_model(*, nodes=None, inputs=None, outputs=None, initializers=(), opsets
     outputs = outputs or [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 3, "h", 8])]
     graph = helper.make_graph(nodes, "g", inputs, outputs, list(initializers))
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets]
-    return helper.make_model(graph, opset_imports=imports, functions=list(functions))
+    return helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=10)
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
@@ -129,13 +131,104 @@ def test_external_entries_are_refused_even_where_the_location_flag_is_not_set(tm
 def test_custom_operators_are_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("Evil", ["x"], ["y"], domain="com.evil")]
 
-    with pytest.raises(UnsafeArtifactError, match=r"'com\.evil'.*'Evil'.*ai\.onnx"):
+    with pytest.raises(UnsafeArtifactError, match=r"'Evil'.*'com\.evil'.*ai\.onnx"):
         read_signature(saved(tiny_model(nodes=nodes), tmp_path))
 
 
-def test_a_custom_domain_that_is_only_imported_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsafeArtifactError, match=r"com\.evil"):
-        read_signature(saved(tiny_model(opsets=[("", 17), ("com.evil", 1)]), tmp_path))
+def evil_function(overload: str = "") -> onnx.FunctionProto:
+    body = [helper.make_node("Evil", ["x"], ["y"], domain="com.evil")]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.evil", 1)]
+    return helper.make_function("local", "F", ["x"], ["y"], body, imports, overload=overload)
+
+
+@pytest.mark.parametrize("functions", [(), (evil_function(),)], ids=["imported", "in a function that nothing calls"])
+def test_custom_domains_that_no_node_uses_are_allowed_as_in_onnx_runtime(tmp_path: Path, functions: Any) -> None:
+    declared = [("", 17), ("local", 1), ("com.evil", 1), ("ai.onnx.training", 1), ("com.microsoft.nchwc", 1)]
+    path = saved(tiny_model(opsets=declared, functions=functions), tmp_path)
+
+    assert read_signature(path).outputs[0].name == "y"
+    assert [tensor.name for tensor in open_session(path).get_outputs()] == ["y"]
+
+
+def test_of_functions_with_one_name_each_is_looked_at(tmp_path: Path) -> None:
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    harmless = helper.make_function("local", "F", ["x"], ["y"], body, [helper.make_opsetid("", 17)])
+    nodes = [helper.make_node("F", ["x"], ["y"], domain="local")]
+    both = [evil_function("more"), harmless]
+    model = tiny_model(nodes=nodes, opsets=[("", 17), ("local", 1), ("com.evil", 1)], functions=both)
+
+    with pytest.raises(UnsafeArtifactError, match="Evil"):
+        read_signature(saved(model, tmp_path))
+
+
+SIDES = st.sampled_from(["b", "c", None, -1, -7, 2, 3, 8])
+
+
+@given(shape=st.lists(SIDES, min_size=1, max_size=5), output=st.sampled_from(["as the input", "no shape", "no type"]))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_shapes_are_what_onnx_runtime_says(tmp_path: Path, shape: list[Any], output: str) -> None:
+    model = tiny_model(
+        inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, shape if output == "as the input" else None)],
+    )
+    if output == "no type":
+        model.graph.output[0].ClearField("type")
+    path = saved(model, tmp_path)
+    session = open_session(path)
+
+    signature = read_signature(path)
+
+    for ours, theirs in ((signature.inputs, session.get_inputs()), (signature.outputs, session.get_outputs())):
+        free = [tuple(side if isinstance(side, int) else None for side in tensor.shape) for tensor in theirs]
+        assert [tensor.shape for tensor in ours] == free
+
+
+@pytest.mark.parametrize(
+    ("before", "axis"),
+    [
+        pytest.param([], 1, id="at once"),
+        pytest.param([helper.make_node("Sub", ["x", "one"], ["i"])], 1, id="after arithmetic"),
+        pytest.param([helper.make_node("Transpose", ["x"], ["i"], perm=[0, 3, 1, 2])], 3, id="after a transpose"),
+        pytest.param(
+            [
+                helper.make_node("QuantizeLinear", ["x", "one"], ["q"]),
+                helper.make_node("DequantizeLinear", ["q", "one"], ["i"]),
+            ],
+            1,
+            id="quantised",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("weights", "group"), [((4, 3, 3, 3), 1), ((4, 1, 3, 3), 1), ((3, 1, 3, 3), 3)])
+def test_channels_that_a_file_leaves_free_are_the_first_convolutions(
+    tmp_path: Path, before: list[Any], axis: int, weights: tuple[int, ...], group: int
+) -> None:
+    image = before[-1].output[0] if before else "x"
+    model = tiny_model(
+        nodes=[*before, helper.make_node("Conv", [image, "w"], ["y"], group=group)],
+        inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "c", "h", "w"])],
+        initializers=[
+            numpy_helper.from_array(np.zeros(weights, np.float32), "w"),
+            numpy_helper.from_array(np.array(1, np.float32), "one"),
+        ],
+    )
+    free: list[int | None] = [None] * 4
+    free[axis] = weights[1] * group
+
+    assert read_signature(saved(model, tmp_path)).inputs[0].shape == tuple(free)
+
+
+@pytest.mark.parametrize(("ir", "opset", "what"), [(99, 17, "IR version"), (8, 99, "opset")])
+def test_a_file_that_is_newer_than_onnx_runtime_is_refused_in_one_sentence(
+    tmp_path: Path, ir: int, opset: int, what: str
+) -> None:
+    model = tiny_model(opsets=[("", opset)])
+    model.ir_version = ir
+
+    with pytest.raises(EngineError, match=f"has the {what} 99; ONNX Runtime .* runs up to") as refused:
+        open_session(saved(model, tmp_path))
+
+    assert ".cc" not in str(refused.value)
 
 
 def test_custom_operators_inside_a_function_are_refused(tmp_path: Path) -> None:

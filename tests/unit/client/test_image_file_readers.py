@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from fakes.docs import ROOT
 from segserve import BadRequestError
 from segserve.results.images import image_size, image_tensor, picture
 from segserve.tiled.grid import Window
@@ -289,6 +292,121 @@ def check_ways(data: bytes, kind: str, orientation: int, folder: Path) -> None:
 )
 def test_frames_and_pages_are_counted_but_reduced_copies_are_not(data: Callable[[], bytes], frames: int) -> None:
     assert image_content(data()).frames == frames
+
+
+def without_photometric(data: bytes) -> bytes:
+    """Return a TIFF with tag 262 renamed to 261, which no reader looks at."""
+    return data.replace(struct.pack("<HHI", 262, 3, 1), struct.pack("<HHI", 261, 3, 1), 1)
+
+
+TABLE = (320, "H", 768, tuple(range(0, 768 * 85, 85)), True)
+MATRIX: dict[str, Callable[[], bytes]] = {
+    "JPEG, grey or colour": lambda: saved(PICTURE, "JPEG", quality=95),
+    "PNG, WebP": lambda: saved(PICTURE, "PNG"),
+    "PNG of 16 bits, grey": lambda: saved(Image.fromarray(DEEP[..., 0]), "PNG"),
+    "TIFF of 1 to 8 bits": TIFFS["RGB"],
+    "TIFF of 16 bits, grey": lambda: tiff(DEEP[..., 0].copy()),
+    "TIFF of 16 bits, RGB": TIFFS["16 bits"],
+    "TIFF, 0 is white": TIFFS["white is zero"],
+    "TIFF of 16 bits, 0 is white": TIFFS["white is zero, 16 bits"],
+    "TIFF with a palette": TIFFS["palette of Pillow"],
+    "TIFF of grey with a colour table (GDAL)": lambda: tiff(GREY, extratags=[TABLE]),
+    "TIFF of one page that is marked as reduced": lambda: pages([(PICTURE, 1)]),
+    "TIFF that begins with a thumbnail": REFUSED["thumbnail first"][0],
+    "TIFF without a photometric interpretation": lambda: without_photometric(tiff(GREY)),
+    "TIFF of signed values": lambda: tiff(GREY.astype(np.int16)),
+    "TIFF of signed 8 bits": lambda: tiff((GREY // 2).astype(np.int8)),
+    "TIFF of 32 bits": lambda: tiff(GREY.astype(np.uint32)),
+    "TIFF of floats": REFUSED["floats"][0],
+    "TIFF compressed by LZW, deflate, PackBits": lambda: tiff(PICTURE, compression="lzw"),
+    "TIFF compressed by JPEG": lambda: tiff(PICTURE, compression="jpeg"),
+    "TIFF compressed by Zstandard or LZMA, 8 bits": lambda: tiff(PICTURE, compression="zstd"),
+    "TIFF compressed by Zstandard or LZMA, 16 bits": lambda: tiff(DEEP, compression="zstd"),
+    "TIFF compressed by WebP": lambda: tiff(PICTURE, compression="webp"),
+    "TIFF compressed by JPEG 2000, JPEG XL, LERC": lambda: tiff(PICTURE, compression="jpeg2000"),
+    "GIF, BMP, AVIF, JPEG 2000": lambda: saved(PICTURE, "BMP"),
+    "a camera's raw file": dng,
+}
+IMAGES_PAGE = ROOT / "docs/reference/images.md"
+
+
+def outcome(read: Callable[[], np.ndarray], expected: np.ndarray | None) -> str:
+    """Return what a way in makes of a file; a picture must be that of the others."""
+    try:
+        pixels = read()
+    except (BadRequestError, BadImageError):
+        return "refused"
+    except (OSError, UnidentifiedImageError):  # Pillow's own, before the picture is here
+        return "not opened by Pillow"
+    if expected is not None:
+        np.testing.assert_allclose(pixels.astype(int), expected.astype(int), atol=2)
+    return "read"
+
+
+def test_every_kind_of_file_is_one_picture_to_all_ways_in_or_is_refused_as_the_page_says(tmp_path: Path) -> None:
+    rows = []
+    for number, (name, make) in enumerate(MATRIX.items()):
+        data, path = make(), tmp_path / f"{number}.tif"
+        path.write_bytes(data)
+
+        def tiles(path: Path = path) -> np.ndarray:
+            with closing(open_source(path)) as source:
+                found = windows(source)
+            return found >> 8 if found.dtype == np.uint16 else found
+
+        cells = [outcome(lambda data=data: served(data), None)]
+        expected = served(data) if cells == ["read"] else None
+        cells.append(outcome(lambda data=data: np.asarray(picture(data)), expected))
+        cells.append(outcome(lambda data=data: np.asarray(picture(Image.open(io.BytesIO(data)))), expected))
+        cells.append(outcome(tiles, expected))
+        if cells[0] == "refused" and cells[1] != cells[0]:
+            raise AssertionError(f"{name}: drawings show what servers refuse")
+        rows.append([name, cells[0], *cells[2:]])
+    table = [["file", "path, bytes, curl", "PIL image", "tiles"], ["---"] * 4, *rows]
+    written = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    head, begin, rest = IMAGES_PAGE.read_text().partition("<!-- written by a test -->\n\n")
+    _, end, tail = rest.partition("\n\n<!-- end -->")
+    if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
+        IMAGES_PAGE.write_text(head + begin + written + end + tail)
+    assert written in IMAGES_PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (bytes(128) + b"DICM" + bytes(100), "a DICOM file: pass pydicom"),
+        (bytes(344) + b"n+1\0", "a NIfTI volume: pass slices of nibabel"),
+        (b"\x1f\x8b\x08" + bytes(100), "compressed by gzip, as NIfTI volumes"),
+        (b"\0\0\0\x18ftypisom" + bytes(20), "a video .MP4 or QuickTime.: segment its frames"),
+        (b"\x1a\x45\xdf\xa3" + bytes(20), "a video: segment its frames"),
+        (b"RIFF\0\1\0\0AVI LIST", "a video"),
+        (b"%PDF-1.7", "a PDF document: draw its page"),
+        (b"<?xml version='1.0'?>\n<!-- of a program -->\n<svg xmlns=''/>", "a drawing .SVG."),
+        (b"<svg/>", "a drawing .SVG."),
+        (b"<!DOCTYPE html><html>", "an HTML page, perhaps of a failed download"),
+        (b"\x93NUMPY\1\0", "a file of numpy: pass numpy.load"),
+        (b"PK\3\4" + bytes(10), "a ZIP archive"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b"\0\0\0\x18ftypheix" + bytes(20), "a HEIC file"),
+        (b"", "it is empty"),
+        (b"hello you", "its first bytes are b'hello yo'"),
+    ],
+)
+def test_what_is_no_image_is_named_by_its_kind_with_the_way_that_reads_it(data: bytes, said: str) -> None:
+    with pytest.raises(BadImageError, match=f"is not a JPEG, PNG, WebP or TIFF file: .*{said}"):
+        served(data)
+    with pytest.raises(BadRequestError, match=said):
+        picture(data)
+
+
+def test_small_values_in_pillows_32_bits_are_not_taken_for_16_bits() -> None:
+    image = Image.fromarray(GREY.astype(np.int32))
+
+    with pytest.raises(BadRequestError, match=r"may be of 8 or of 16 bits: send image.convert\(.L.\)"):
+        image_tensor(image)
+    np.testing.assert_array_equal(np.asarray(picture(image.convert("L")))[..., 0], GREY)
+    np.testing.assert_array_equal(np.asarray(picture(np.asarray(image).astype(np.uint16)))[..., 0], GREY >> 8)
 
 
 NOISE = RNG.integers(0, 256, (40, 64, 3), np.uint8)

@@ -6,7 +6,7 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -18,9 +18,13 @@ from segserve.errors import package_of_extra
 from segserve.results.values import PixelFormat
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import (
+    BLACK_IS_ZERO,
+    COLOUR_MAP,
     WHITE_IS_ZERO,
     ImageFileError,
     ImageHeader,
+    check_opened,
+    coloured,
     describe,
     exif_orientation,
     shallow_tiff,
@@ -239,6 +243,7 @@ def file_pixels(encoded: bytes) -> NDArray[Any]:
 
     try:
         file = describe(encoded)
+        file.check_compression()
         if file.format == "TIFF":
             pixels = _deep_tiff(encoded, file) if file.is_deep() else shallow_tiff(encoded, file)
             return pixels_of(turn(pixels, file.orientation))
@@ -329,13 +334,30 @@ def _decoded(image: Any) -> NDArray[Any]:
 
 
 def _mode_pixels(image: Image.Image) -> NDArray[Any]:
+    # A TIFF as Pillow has opened it, which keeps what it says: of some kinds Pillow's values are not the picture's.
+    tags: Mapping[int, Any] | None = getattr(image, "tag_v2", None)
+    photometric = None
+    if tags is not None:
+        try:
+            photometric = check_opened(tags, getattr(image, "n_frames", 1))
+        except ImageFileError as error:
+            raise BadRequestError(f"the PIL image cannot be sent: {error}") from error
     if image.mode.startswith("I"):
         array = np.asarray(image)
-        if array.dtype.itemsize > 2 and (array.min() < 0 or array.max() > 0xFFFF):
+        low, high = array.min(), array.max()
+        if array.dtype.itemsize > 2 and not 0 <= low <= high <= 0xFFFF:
             raise BadRequestError(
-                f"a PIL image of 32-bit integers has values from {array.min()} to {array.max()}; allowed: 0 to 65535"
+                f"a PIL image of 32-bit integers has values from {low} to {high}; allowed: 0 to 65535"
             )
-        return pixels_of(array.astype(np.uint16))
+        if image.mode == "I" and getattr(image, "format", None) is None and high <= 0xFF:
+            raise BadRequestError(
+                f"a PIL image of 32-bit integers has values from {low} to {high}, which may be of 8 or of 16 bits: "
+                'send image.convert("L") for 8, np.asarray(image).astype(np.uint16) for 16'
+            )
+        pixels = array.astype(np.uint16)
+        return pixels_of(~pixels if photometric == WHITE_IS_ZERO else pixels)
+    if tags is not None and (image.mode, photometric) == ("L", BLACK_IS_ZERO) and COLOUR_MAP in tags:
+        return pixels_of(coloured(np.asarray(image), tags[COLOUR_MAP]))
     if image.mode not in _PIL_MODES:
         allowed = ", ".join((*_PIL_MODES, "I", "I;16"))
         raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed: {allowed}")

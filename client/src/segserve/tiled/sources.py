@@ -426,8 +426,10 @@ def _open_zarr(path: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise BadRequestError(f"the folder {str(path)!r} is not a zarr array: {error}") from error
     if not isinstance(found, zarr.Array):
+        arrays = sorted(found.keys())
+        advice = f"{path / arrays[0]} (of an OME-Zarr the largest scale)" if arrays else "an array's"
         raise BadRequestError(
-            f"{str(path)!r} is a zarr group of {', '.join(sorted(found.keys())) or 'nothing'}; pass an array's path"
+            f"{str(path)!r} is a zarr group of {', '.join(arrays) or 'nothing'}; pass the path {advice}"
         )
     return found
 
@@ -438,5 +440,7 @@ def _layout(shape: tuple[int, ...], dtype: object) -> tuple[int, int, int]:
         raise BadRequestError(f"a large image must be {_ALLOWED}; got {dtype}")
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in CHANNELS or 0 in shape:
-        raise BadRequestError(f"a large image must be {_ALLOWED}; got the shape {tuple(shape)}")
+        advice = ": channels come first, np.moveaxis(array, 0, -1)" if len(shape) == 3 and shape[0] in CHANNELS else ""
+        advice = advice or (": pass one plane of the stack, array[t, z]" if len(shape) > 3 else "")
+        raise BadRequestError(f"a large image must be {_ALLOWED}; got the shape {tuple(shape)}{advice}")
     return int(shape[0]), int(shape[1]), int(channels)

@@ -5,6 +5,7 @@ A family defines the meaning of raw outputs, and the conventions of its exporter
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,10 @@ CHANNELS: Final = {"RGB": 3, "BGR": 3, "GREY": 1}
 LABEL_OPERATORS: Final = frozenset({"ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"})
 PROBABILITY_OPERATORS: Final = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
 IN_FP32: Final = "export it with half=False, or convert it with keep_io_types=True"
+OBJECT_NAMES: Final = re.compile(r"(?i)box|(^|[^a-z])dets?([^a-z]|$)|detections?([^a-z]|$)|num_|scores?([^a-z]|$)")
+"""Names of outputs with a value for each object, as exporters write them."""
+BOX_SIZES: Final = (4, 5, 6, 7)
+"""Values of a box: its corners or centre and sides, often an angle, a score or a class."""
 ROUNDING: Final = 1e-3
 """How far beyond 0 and 1 rounding may put a probability."""
 
@@ -341,6 +346,25 @@ def check_grid(name: str, shape: tuple[int, ...], transform: ResizeTransform) ->
         )
 
 
+def check_left_out(read: TensorSpec, signature: NetworkSignature) -> None:
+    """Raise `SignatureError` if outputs beside a map may be of objects, whose masks the map would then be.
+
+    Left out are other maps, of rank 4, and values of the whole image, of rank 1 or 2.
+    """
+    others = [tensor for tensor in signature.outputs if tensor.name != read.name and not _is_beside_maps(tensor)]
+    if others:
+        raise SignatureError(
+            f"beside {described(read)} the network has {described_all(others)}, as detectors have for each object, so "
+            "it is no map of classes; if it is, remove them from the file (onnx.utils.extract_model)"
+        )
+
+
+def _is_beside_maps(tensor: TensorSpec) -> bool:
+    if not tensor.dtype.startswith(("FP", "BF")) or OBJECT_NAMES.search(tensor.name):
+        return False
+    return len(tensor.shape) == 4 or (len(tensor.shape) < 3 and tensor.shape[-1] not in BOX_SIZES)
+
+
 def thing_ids(model: ModelContext) -> frozenset[int]:
     """Return the ids of the classes whose objects are counted."""
     return frozenset(item.id for item in model.classes if item.thing)
@@ -363,6 +387,8 @@ def _layout(tensor: TensorSpec, model: ModelContext) -> Literal["NCHW", "NHWC"]:
             return "NCHW"
         if tensor.shape[3] == channels:
             return "NHWC"
+        if tensor.shape[1] is None and tensor.shape[3] not in CHANNELS.values():
+            return "NCHW"
     raise SignatureError(
         f"input {described(tensor)}: for colour {colour} the shape must be "
         f"[batch, {channels}, height, width] or [batch, height, width, {channels}]"

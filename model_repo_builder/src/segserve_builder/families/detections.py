@@ -189,12 +189,13 @@ class KeypointDetectionFamily(DetectionFamily):
 
 
 class _Search:
-    """Finds outputs by their names first, then by their form among those that no name has claimed."""
+    """Finds outputs by their names first, then by their form among those that no name of any role has claimed."""
 
     def __init__(self, family: str, roles: tuple[OutputRole, ...], outputs: Sequence[TensorSpec]) -> None:
         self._family, self._roles, self._outputs = family, (*roles, SCORES), outputs
         self._named = {role: [t for t in outputs if t.name.lower() in role.names] for role in self._roles}
-        self._taken = [tensor for tensors in self._named.values() for tensor in tensors]
+        claimed = frozenset[str]().union(*(role.names for role in (BOXES, LABELS, SCORES, MASKS, HEATMAPS)))
+        self._taken = [tensor for tensor in outputs if tensor.name.lower() in claimed]
 
     def find(self, role: OutputRole, batched: bool | None) -> TensorSpec:
         """Return the one output of a role; with `batched` None it may have a batch or not.

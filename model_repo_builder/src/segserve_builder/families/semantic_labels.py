@@ -16,6 +16,7 @@ from segserve_builder.families.base import (
     TensorSpec,
     check_batch,
     check_grid,
+    check_left_out,
     described_all,
     image_input,
     thing_ids,
@@ -48,6 +49,7 @@ class SemanticLabels(Family):
                 f"{described_all(signature.outputs)}"
             )
         check_batch("output", fitting[0])
+        check_left_out(fitting[0], signature)
         return NetworkIO(image, layout, tuple(fitting))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> LabelMap:

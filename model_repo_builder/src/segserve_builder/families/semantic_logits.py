@@ -20,6 +20,7 @@ from segserve_builder.families.base import (
     StageNote,
     TensorSpec,
     check_grid,
+    check_left_out,
     check_logits,
     check_probabilities,
     described,
@@ -47,8 +48,8 @@ class SemanticLogits(Family):
     By default they are logits of a softmax, for one label per pixel (argmax); a single channel is then the logit of the
     second of two classes. With multiLabel each is the logit of a sigmoid, for masks that may overlap, and every class
     has a channel. With `probabilities` the output is the softmax or sigmoid of logits, which are computed from it.
-    Classes may be the last dimension. Other outputs, as of auxiliary heads, are ignored: the first that fits is read,
-    outputs with usual names before others.
+    Classes may be the last dimension. Other maps, as of auxiliary heads, and values of the whole image are left out:
+    the first map that fits is read, outputs with usual names before others.
     """
 
     probabilities: bool = False
@@ -67,6 +68,7 @@ class SemanticLogits(Family):
         channels = logits.shape[3 if classes_last else 1]
         if channels is not None:
             _check_channels(f"output {described(logits)}", channels, model)
+        check_left_out(logits, signature)
         if not self.probabilities:
             check_logits(logits, signature, "take the family semantic-probabilities")
         if classes_last and model.inference:

@@ -145,6 +145,7 @@ def _decode(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> NDArr
             return _to_colour(_opencv_decode(data, file), pixel_format)
         case _:
             check_size(*file.tile, pixel_format.max_pixels)
+            file.check_compression()
             # Pillow has no 16-bit colour; OpenCV misreads separate planes, and grey with alpha.
             if not file.is_deep():
                 pixels = shallow_tiff(data, file)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,11 @@ MOVING: Final = frozenset(
     | {"Transpose", "Unsqueeze"}
 )
 """Operators that leave values what they are, or between what they are."""
+METADATA_OPERATORS: Final = frozenset({"Shape", "Size"})
+CONVERTING: Final = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"})
+POINTWISE: Final = CONVERTING | {"Add", "BatchNormalization", "Clip", "Div", "Mul", "Pad", "Resize", "Sub"}
+CONVOLUTIONS: Final[Mapping[str, int]] = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""The place of the weights among the inputs of each operator."""
 LONGEST_CHAIN: Final = 24
 
 TRITON_DTYPES: Final[Mapping[str, str]] = {
@@ -64,8 +70,10 @@ def read_signature(path: Path) -> NetworkSignature:
     _refuse_large_constants(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    inputs = tuple(_tensor("input", value) for value in model.graph.input if value.name not in weights)
-    outputs = tuple(_tensor("output", value) for value in model.graph.output)
+    inputs = tuple(
+        _with_channels(model, _tensor("input", value)) for value in model.graph.input if value.name not in weights
+    )
+    outputs = tuple(_tensor("output", value) for value in _outputs(model))
     _refuse_ambiguous(inputs, outputs)
     return NetworkSignature(inputs, outputs, {tensor.name: name for tensor in outputs for name in _last(model, tensor)})
 
@@ -90,6 +98,64 @@ def _last(model: Any, output: TensorSpec) -> Iterator[str]:
             yield node.op_type
             return
         name = node.input[0]
+
+
+def _outputs(model: Any) -> Sequence[Any]:
+    """Return the outputs; if one declares no type or shape, with what the graph implies, as ONNX Runtime does."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model.graph.output  # type: ignore[no-any-return]
+    import onnx
+
+    # Without large weights, of which only the shapes count, and without functions, which may call themselves.
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.CopyFrom(onnx.GraphProto(name=model.graph.name, node=model.graph.node, output=model.graph.output))
+    light.graph.input.extend(model.graph.input)
+    for tensor in model.graph.initializer:
+        if prod(tensor.dims) <= MAX_RANK:
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    try:
+        return onnx.shape_inference.infer_shapes(light, data_prop=True).graph.output  # type: ignore[no-any-return]
+    except onnx.shape_inference.InferenceError:
+        return model.graph.output  # type: ignore[no-any-return]
+
+
+def _with_channels(model: Any, image: TensorSpec) -> TensorSpec:
+    """Return an input with the channels that the first convolution takes, if the file leaves their number free."""
+    if len(image.shape) != 4:
+        return image
+    name, axes = image.name, [0, 1, 2, 3]
+    for _ in range(LONGEST_CHAIN):
+        users = [node for node in model.graph.node if name in node.input and node.op_type not in METADATA_OPERATORS]
+        if len(users) != 1:
+            break
+        (node,) = users
+        options = {each.name: each for each in node.attribute}
+        if node.op_type in CONVOLUTIONS:
+            taken = _dims(model, node.input[CONVOLUTIONS[node.op_type]])[1:2]
+            shape, axis = list(image.shape), axes[1]
+            if taken and shape[axis] is None:
+                shape[axis] = taken[0] * (options["group"].i if "group" in options else 1)
+            return replace(image, shape=tuple(shape))
+        if node.op_type == "Transpose" and "perm" in options:
+            axes = [axes[axis] for axis in options["perm"].ints]
+        elif node.op_type not in POINTWISE:
+            break
+        name = node.output[0]
+    return image
+
+
+def _dims(model: Any, name: str) -> Sequence[int]:
+    """Return the shape of a constant tensor, also behind operators that only convert it; empty if it is none."""
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    while name not in known and name in makers and makers[name].op_type in CONVERTING:
+        name = makers[name].input[0]
+    if name in known:
+        return known[name].dims  # type: ignore[no-any-return]
+    values = makers[name].attribute if name in makers else ()
+    return next((each.t.dims for each in values if each.name == "value"), ())
 
 
 def _parse(path: Path) -> Any:
@@ -123,17 +189,27 @@ def _messages(message: Any) -> Iterator[Any]:
 def _refuse_unsafe(model: Any) -> None:
     import onnx
 
-    functions = {(function.domain, function.name) for function in model.functions}
-    # The domain of a function needs no code: its nodes are in the file, and are checked below.
-    _refuse_domains({opset.domain for opset in model.opset_import} - {domain for domain, _ in functions})
+    functions = defaultdict(list)
+    for function in model.functions:
+        functions[function.domain, function.name].append(function)
+    # What is declared and not used needs no code: exporters and optimisers declare domains that no node has.
+    used, called = [model.graph, *model.training_info], set[tuple[str, str]]()
+    for part in used:
+        for node in (each for each in _messages(part) if isinstance(each, onnx.NodeProto)):
+            kind = (node.domain, node.op_type)
+            if kind in functions and kind not in called:
+                used += functions[kind]
+                called.add(kind)
+            elif kind not in functions and node.domain not in STANDARD_DOMAINS:
+                raise UnsafeArtifactError(
+                    f"the operator {node.op_type!r} of the domain {node.domain!r} needs custom code; allowed: "
+                    f"{', '.join(sorted(filter(None, STANDARD_DOMAINS)))}"
+                )
     nodes = 0
     for message in _messages(model):
         if isinstance(message, onnx.TensorProto):
             _refuse_external(message)
-        elif isinstance(message, onnx.NodeProto):
-            nodes += 1
-            if (message.domain, message.op_type) not in functions:
-                _refuse_domains({message.domain}, f" (operator {message.op_type!r})")
+        nodes += isinstance(message, onnx.NodeProto)
     if nodes > MAX_NODES:
         raise UnsafeArtifactError(f"the graph has {nodes} nodes; at most {MAX_NODES} are allowed")
 
@@ -184,13 +260,6 @@ def _refuse_large_constants(model: Any) -> None:
             )
 
 
-def _refuse_domains(domains: set[str], where: str = "") -> None:
-    custom = sorted(domains - STANDARD_DOMAINS)
-    if custom:
-        allowed = ", ".join(sorted(domain for domain in STANDARD_DOMAINS if domain))
-        raise UnsafeArtifactError(f"operators of the domains {custom!r}{where} need custom code; allowed: {allowed}")
-
-
 def _tensor(kind: str, value: Any) -> TensorSpec:
     import onnx
 
@@ -202,16 +271,20 @@ def _tensor(kind: str, value: Any) -> TensorSpec:
     if element not in TRITON_DTYPES:
         raise SignatureError(f"{kind} {value.name!r} is of {element}; allowed: {', '.join(sorted(TRITON_DTYPES))}")
     if not tensor.HasField("shape") or not tensor.shape.dim:
-        raise SignatureError(f"{kind} {value.name!r} declares no shape; at least a batch dimension is needed")
+        raise SignatureError(
+            f"{kind} {value.name!r} declares no shape, and the graph implies none; at least a batch dimension is "
+            "needed: onnx.tools.update_model_dims writes shapes"
+        )
     shape = tuple(_size(kind, value.name, dimension) for dimension in tensor.shape.dim)
     return TensorSpec(value.name, TRITON_DTYPES[element], shape)
 
 
 def _size(kind: str, name: str, dimension: Any) -> int | None:
-    if not dimension.HasField("dim_value"):
+    # Below 0 a size is free, as for ONNX Runtime.
+    if not dimension.HasField("dim_value") or dimension.dim_value < 0:
         return None
-    if dimension.dim_value < 1:
-        raise SignatureError(f"{kind} {name!r} has a dimension of {dimension.dim_value}; sizes are at least 1")
+    if dimension.dim_value == 0:
+        raise SignatureError(f"{kind} {name!r} has a dimension of 0; sizes are at least 1, or free")
     return int(dimension.dim_value)
 
 

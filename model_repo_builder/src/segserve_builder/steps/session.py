@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -28,6 +29,19 @@ from segserve_builder.steps.step_options import NetOptions
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _TENSORRT: Final = "TensorrtExecutionProvider"
+_TOO_NEW: Final = (
+    (
+        r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
+        "IR version",
+        "set ir_version with the package onnx, or export it with an older one",
+    ),
+    (
+        r"Opset (\d+) is under development.* is till opset (\d+)",
+        "opset",
+        "export it with a lower opset_version, or convert it with onnx.version_converter",
+    ),
+)
+"""What ONNX Runtime says of files that are newer than itself, the kind of version, and what mends it."""
 MUCH_SMALLER: Final = 16
 """Ratio of the largest earlier input to the current one above which memory is released."""
 _STACK_BYTES: Final = 8 * 2**20
@@ -376,8 +390,8 @@ def open_session(
 
     0 threads means the container's limit, or else what ONNX Runtime takes of the machine. A `shared` session has
     no arena and no threads of its own; `share_sessions` was called before. With a folder for `engines` TensorRT runs
-    what it has kernels for, and CUDA the rest. Raises `EngineError` if the session cannot run there: ONNX Runtime
-    itself would take the CPU.
+    what it has kernels for, and CUDA the rest. Raises `EngineError` if the session cannot run there (ONNX Runtime
+    itself would take the CPU), and for a file that is newer than ONNX Runtime.
     """
     # Its builds report what they run; what is served is private. It reads this when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -414,7 +428,16 @@ def open_session(
         more = ", and TensorRT's libraries" if first == _TENSORRT else ""
         needs = f"it needs {first} (package onnxruntime-gpu in place of onnxruntime{more})"
         raise EngineError(f"{asked}, but this server's ONNX Runtime {onnxruntime.__version__} has {known}; {needs}")
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        for pattern, what, mend in _TOO_NEW:
+            if found := re.search(pattern, str(error), re.DOTALL):
+                raise EngineError(
+                    f"{path.name} has the {what} {found[1]}; ONNX Runtime {onnxruntime.__version__} runs up to "
+                    f"{found[2]}: {mend}"
+                ) from None
+        raise
     # ONNX Runtime leaves a provider that does not start out, with a warning.
     if first not in (used := session.get_providers()):
         raise EngineError(f"{asked}, but {first} does not start on GPU {gpu}; what starts is {used}")

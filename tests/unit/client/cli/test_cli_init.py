@@ -24,7 +24,7 @@ from segserve_operator.api.loading import load as load_resources
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.classes import names_of
-from segserve_platform.cli.init.guess import candidates, guess
+from segserve_platform.cli.init.guess import candidates, guess, misfit
 from segserve_platform.cli.init.measuring import Measurement, TrialRun
 from segserve_platform.cli.init.network import Overrides, image_input, read_network
 
@@ -399,7 +399,7 @@ def test_a_normalisation_that_nothing_says_is_tried_on_the_images(tmp_path: Path
 
     # It was trained with (pixel - 102) / 63.75: from -1.6 to 2.4.
     assert guessed.trials[0].name == "0 to 1 with ImageNet's mean and deviation"
-    assert guessed.trials[-1].name == "0 to 255"
+    assert [trial.name for trial in guessed.trials if trial.name == "0 to 255"] == []
     model = InProcessModel(SegmentationModel.model_validate(resource_of(guessed.spec)).spec.pipeline("m"), file)
     found = model.answer(PHOTO.read_bytes(), RequestOptions(encoding="raw"))
     assert 0.2 < found["AREAS"][1] / found["AREAS"].sum() < 0.5
@@ -735,7 +735,7 @@ MAP = ["b", 3, "h", "w"]
             [helper.make_node("Identity", ["image"], ["out"]), helper.make_node("Relu", ["image"], ["aux"])],
             [("aux", TensorProto.FLOAT, MAP), ("out", TensorProto.FLOAT, MAP)],
             "semantic-logits",
-            "what these outputs hold is left out, as they are not read: 'aux' FP32 [?, 3, ?, ?]",
+            "what these outputs hold is left out: 'aux' FP32 [?, 3, ?, ?]. The answer is made of 'out' alone",
             id="an auxiliary output",
         ),
     ],
@@ -759,6 +759,63 @@ def test_a_checkpoint_whose_graph_goes_on_to_labels_is_of_their_family(tmp_path:
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     assert guess(file, "0" * 64, [PHOTO], Overrides()).spec["family"] == "semantic-labels"
+
+
+DETECTED = {
+    "boxes and labels": [("dets", TensorProto.FLOAT, [1, 100, 5]), ("labels", TensorProto.INT64, [1, 100])],
+    "boxes without a batch": [("out0", TensorProto.FLOAT, [100, 4]), ("out1", TensorProto.FLOAT, [100])],
+    "a count": [("num_dets", TensorProto.INT32, [1, 1])],
+    "raw candidates": [("out0", TensorProto.FLOAT, [1, 116, 8400])],
+    "scores": [("pred_scores", TensorProto.FLOAT, [1, 100])],
+    "free sizes": [("boxes", TensorProto.FLOAT, ["n", "m"])],
+}
+
+
+@pytest.mark.parametrize("family", ["semantic-labels", "semantic-logits", "semantic-probabilities"])
+@pytest.mark.parametrize("others", DETECTED.values(), ids=DETECTED)
+def test_masks_beside_detections_are_never_a_label_map(tmp_path: Path, family: str, others: list[Any]) -> None:
+    is_map = family == "semantic-labels"
+    masks = ("masks", TensorProto.UINT8 if is_map else TensorProto.FLOAT, [1, 64, 64] if is_map else [1, 100, 64, 64])
+    tensors = [masks, *others]
+    nodes = [helper.make_node("Cast", ["image"], [name], to=kind) for name, kind, _ in tensors]
+    read = read_network(graph(tmp_path / "net.onnx", nodes, tensors))
+
+    why = misfit(FAMILIES[family], read, image_input(read.image), 100)
+
+    assert "as detectors have for each object" in str(why)
+
+
+def test_masks_that_no_family_reads_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    """Masks that were pasted into the image are no heads: what is left would be answers of boxes alone."""
+    outputs = [("boxes", [100, 4]), ("scores", [100]), ("masks", [100, 1, 800, 800])]
+    file = network(tmp_path / "m.onnx", [("image", [3, 800, 800])], outputs)
+    model = onnx.load(file)
+    model.graph.output.append(helper.make_tensor_value_info("labels", TensorProto.INT64, [100]))
+    model.graph.node.append(helper.make_node("Cast", ["image"], ["labels"], to=TensorProto.INT64))
+    onnx.save(model, file)
+    read = read_network(file)
+
+    with pytest.raises(CommandError) as refused:
+        candidates(read, image_input(read.image))
+
+    assert "faster-rcnn would leave out 'masks' FP32 [100, 1, 800, 800]" in str(refused.value)
+    assert "already pasted into the image" in str(refused.value)
+
+
+def test_a_fixed_batch_of_several_images_is_named_as_the_reason(tmp_path: Path) -> None:
+    file = network(tmp_path / "m.onnx", [("image", [4, 3, 64, 64])], [("out", [4, 3, 64, 64])])
+
+    with pytest.raises(CommandError, match=r"has a fixed batch of 4.*export it with a batch of 1"):
+        image_input(read_network(file).image)
+
+
+def test_channels_that_the_graph_does_not_show_are_those_of_the_config_beside_it(tmp_path: Path) -> None:
+    file = network(tmp_path / "m.onnx", [("pixel_values", ["b", "c", "h", "w"])], [("out", ["b", 3, "h", "w"])])
+    image = read_network(file).image
+
+    assert (image_input(image, 3).colour, image_input(image, 1).colour) == ("RGB", "GREY")
+    with pytest.raises(CommandError, match=r"config\.json beside the file has it as num_channels"):
+        image_input(image)
 
 
 def test_what_queries_have_besides_does_not_count_against_them(tmp_path: Path) -> None:

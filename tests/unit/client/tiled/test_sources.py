@@ -89,7 +89,7 @@ def test_a_zarr_group_is_refused(tmp_path: Path) -> None:
 
     zarr.create_group(tmp_path / "g.zarr").create_array("inner", shape=(4, 4), dtype="uint8")
 
-    with pytest.raises(BadRequestError, match="group of inner; pass an array's path"):
+    with pytest.raises(BadRequestError, match=r"group of inner; pass the path .*inner .of an OME-Zarr"):
         open_source(tmp_path / "g.zarr")
 
 

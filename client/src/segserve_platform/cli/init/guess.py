@@ -37,18 +37,22 @@ from segserve_platform.cli.init.network import (
     no_progress,
     read_network,
 )
-from segserve_platform.cli.init.preparation import PLACE, USUAL, colour_of, normalise_of, resize_of
+from segserve_platform.cli.init.preparation import BYTES, PLACE, USUAL, colour_of, normalise_of, resize_of
 from segserve_platform.cli.init.running import NetworkRunner, border_class, steadiness
 from segserve_platform.cli.init.writing import listed
 
 ANY_SHA256: Final = "0" * 64
 BATCH: Final = 8
 LABELLED_IMAGES: Final = 10
+BORDERED_IMAGES: Final = 4
 MOST_LABELS: Final = 1000
 CLEAR_LEAD: Final = 1.1
 """How many times better than the second the best trial must be to count as clear."""
 TELLING: Final = 0.25
 """Least score of the best trial to count; random weights reach 0.15. Below it, the most usual one is taken."""
+ALONE: Final = 0.6
+"""Least score that counts where the other ranges find nothing: images may show none of the classes, and networks also
+find something in a wrong range."""
 INPUT: Final = ("spec", "input")
 NOT_INSTALLED: Final = "onnxruntime is not installed (pip install 'segserve[local]')"
 
@@ -86,6 +90,8 @@ def candidates(network: NetworkFile, image: ImageInput, names: ClassNames | None
         unnamed = None if why is not None else _unnamed(family, network, names)
         if unnamed is not None or (why is not None and words):
             reasons.append(unnamed or why)
+        elif why is None and (cut := _cut(family, network, image, classes or named or 1)) is not None:
+            reasons.append(cut)
         elif why is None:
             fitting.append(FamilyCandidate(family, classes, tuple(_evidence(family, network, classes, named))))
     if fitting:
@@ -140,6 +146,19 @@ def misfit(family: Family, network: NetworkFile, image: ImageInput, classes: int
     except BuilderError as error:
         return str(error)
     return family.implausibility(network)
+
+
+def _cut(family: Family, network: NetworkFile, image: ImageInput, classes: int) -> str | None:
+    """Return which masks or keypoints a family leaves out, with why no other family reads them; None without any."""
+    io = family.network_io(network.signature, _pipeline_for(family, image, classes))
+    read, rank = {tensor.name for tensor in io.outputs}, max(len(tensor.shape) for tensor in io.outputs)
+    more = [each for each in network.signature.outputs if len(each.shape) + (not io.batched) > rank]
+    left = described_all(tensor for tensor in more if tensor.name not in read)
+    if left == described_all(()):
+        return None
+    wider = [each for each in FAMILIES.values() if set(each.output_names) > set(family.output_names)]
+    why = dict.fromkeys(f"{each.name}: {misfit(each, network, image, classes)}" for each in wider)
+    return f"{family.name} would leave out {left}; --family {family.name} serves it without. {'. '.join(why)}"
 
 
 def _pipeline_for(family: Family, image: ImageInput, classes: int) -> Pipeline:
@@ -210,7 +229,7 @@ def guess(
     """
     progress("reading the network")
     network = read_network(path)
-    image = image_input(network.image)
+    image = image_input(network.image, network.config.get("num_channels", network.config.get("in_channels")))
     sizes = dict(zip(images, _sizes(images), strict=True))
     try:
         runner = NetworkRunner(network, image)
@@ -244,7 +263,7 @@ def guess(
         *(resize.steps or ()),
         *(any_normalise if normalise.steps is None else normalise.steps),
     ]
-    bound, bound_remark = _bound(spec, network, images[0], progress, can_run=runner is not None)
+    bound, bound_remark = _bound(spec, network, image, images[0], progress, can_run=runner is not None)
     max_pixels = DEFAULT_MAX_PIXELS if bound is None else bound.pixels
     if max_pixels < DEFAULT_MAX_PIXELS:
         spec["input"] = {**spec["input"], "maxPixels": max_pixels}
@@ -260,7 +279,7 @@ def guess(
     if runner is not None and fitting and classes.numbered and any("argmax" in each for each in spec["postprocess"]):
         progress("looking for the background")
         with suppress(BuilderError, BadRequestError, MemoryError):  # the golden set says why it fails
-            background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:LABELLED_IMAGES])
+            background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:BORDERED_IMAGES])
             classes = classes if background is None else classes.with_background(background)
     spec["classes"] = list(classes.entries)
     remarks = (
@@ -321,12 +340,12 @@ def _class_channels(
 
 
 def _bound(
-    spec: Mapping[str, Any], network: NetworkFile, image: Path, progress: Progress, *, can_run: bool
+    spec: Mapping[str, Any], network: NetworkFile, image: ImageInput, photo: Path, progress: Progress, *, can_run: bool
 ) -> tuple[PixelBound | None, Remark]:
     """Return the measured bound of images, None where that is not possible, and a remark on it."""
     why = NOT_INSTALLED
     if can_run:
-        measurement = measure(_pipeline_of(spec), network.path, image, progress)
+        measurement = measure(_pipeline_of(spec), network.path, photo, progress, is_resized=image.size is not None)
         bound = bound_of(measurement, Budget.of_this_machine())
         if bound is not None:
             is_default = bound.pixels == DEFAULT_MAX_PIXELS
@@ -347,7 +366,8 @@ def _unread(spec: Mapping[str, Any], network: NetworkFile) -> list[Remark]:
     others = described_all(tensor for tensor in network.signature.outputs if tensor.name not in read)
     if others == described_all(()):
         return []
-    text = f"what these outputs hold is left out, as they are not read: {others}"
+    made_of = ", ".join(map(repr, sorted(read)))
+    text = f"what these outputs hold is left out: {others}. The answer is made of {made_of} alone"
     return [Remark(("spec", "family"), text, sure=False)]
 
 
@@ -398,19 +418,22 @@ def _tried_normalise(
     choice: Choice, image: ImageInput, score: Callable[[StageOptions], float] | None, progress: Progress
 ) -> tuple[Choice, tuple[Trial, ...]]:
     """Return the normalisation with the best score, or the most usual one if scores cannot decide."""
-    names = sorted(USUAL, key=lambda name: name != _most_usual(image))
+    # Last comes what is far from the others: no network that is sure of them takes it.
+    names = sorted(USUAL, key=lambda name: (name == BYTES, name != _most_usual(image)))
     if score is None:
         text = f"{choice.remark.text}, and it was not tried on images: {names[0]} is a guess"
         return Choice(({"normalise": _for_channels(names[0], image)},), Remark(PLACE, text, sure=False)), ()
     trials = []
     for number, name in enumerate(names, 1):
-        progress(f"normalisation {number} of {len(names)}")
-        trials.append(Trial(name, score(_for_channels(name, image))))
+        if name != BYTES or all(trial.score < ALONE for trial in trials):
+            progress(f"normalisation {number} of {len(names)}")
+            trials.append(Trial(name, score(_for_channels(name, image))))
     best, second, *_ = ranked = sorted(trials, key=lambda trial: -trial.score)
-    if best.score < TELLING:
+    if best.score < TELLING or (best.score < ALONE and not second.score):
         best, verdict = (
             trials[0],
-            "the images do not show it: the most common one is used. Check it with the training code",
+            "the images do not show it, perhaps as they show none of the classes: the most common one is used. Check "
+            "it with the training code",
         )
     elif best.score > CLEAR_LEAD * second.score:
         verdict = "the best one is taken"

@@ -27,8 +27,8 @@ from segserve_common.interpreter import python
 from segserve_platform.cli.init.network import Progress
 
 MEGAPIXEL: Final = 1_000_000
-SIZES: Final[tuple[int, ...]] = (15_625, 62_500, 250_000, 1_000_000, 4_000_000)
-"""Pixels of the images of the trial runs, in ascending order."""
+SIZES: Final[tuple[int, ...]] = (62_500, 250_000, 1_000_000, 4_000_000)
+"""Pixels of the images of the trial runs, in ascending order; of a network of one size, the first and the last."""
 WARM_UP: Final = 4_096
 """Pixels of an image that is run before them."""
 DEFAULT_MAX_PIXELS: Final[int] = Input().max_pixels
@@ -95,24 +95,28 @@ class PixelBound:
     fits: bool
 
 
-def measure(pipeline: Pipeline, artifact: Path, image: Path, progress: Progress) -> Measurement:
-    """Run a pipeline in another process on `image`, scaled to several sizes.
+def measure(
+    pipeline: Pipeline, artifact: Path, image: Path, progress: Progress, *, is_resized: bool = False
+) -> Measurement:
+    """Run a pipeline in another process on `image`, scaled to several sizes; fewer if the network sees but one size.
 
     That process may allocate what a step may, and is the first that the kernel ends if memory runs out.
     """
     with tempfile.TemporaryDirectory(prefix="segserve-init-") as folder:
         try:
-            (_, warm_up), *files = _scaled(image, pipeline.input.colour == "GREY", Path(folder))
+            (_, warm_up), *files = _scaled(
+                image, pipeline.input.colour == "GREY", Path(folder), SIZES[:: len(SIZES) - 1] if is_resized else SIZES
+            )
         except (OSError, ValueError, BadRequestError) as error:
             return Measurement((), f"{image} cannot be decoded: {error}")
         return _measured(pipeline, artifact, warm_up, dict(files), progress)
 
 
-def _scaled(path: Path, grey: bool, folder: Path) -> list[tuple[int, Path]]:
+def _scaled(path: Path, grey: bool, folder: Path, sizes: Sequence[int]) -> list[tuple[int, Path]]:
     image = picture(path).convert("L" if grey else "RGB")
     aspect = min(max(image.width / image.height, 1 / MOST_ELONGATED), MOST_ELONGATED)
     files = []
-    for pixels in (WARM_UP, *SIZES):
+    for pixels in (WARM_UP, *sizes):
         height = round(math.sqrt(pixels / aspect))
         width = round(height * aspect)
         files.append((height * width, folder / f"{pixels}.jpg"))

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve_builder.export.image_processor import FILE_NAME, ImageProcessor, read_image_processor
 from segserve_builder.families.base import IMAGE_DTYPES, NetworkSignature, TensorSpec, described, described_all
-from segserve_builder.steps.onnx_signature import MAX_BYTES, external_files, read_signature
+from segserve_builder.steps.onnx_signature import (
+    LONGEST_CHAIN,
+    MAX_BYTES,
+    METADATA_OPERATORS,
+    external_files,
+    read_signature,
+)
 from segserve_platform.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -29,8 +35,6 @@ Progress: TypeAlias = Callable[[str], None]
 """Called with what is being tried: "normalisation 2 of 4"."""
 PASSING: Final = frozenset({"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice"})
 """Operators that do not change the values of pixels."""
-METADATA_OPERATORS: Final = frozenset({"Shape", "Size"})
-LONGEST_CHAIN: Final = 24
 COLOURS: Final[dict[int, Literal["RGB", "GREY"]]] = {3: "RGB", 1: "GREY"}
 BESIDE: Final = ("config.json", FILE_NAME)
 """Files that describe a network, in its folder."""
@@ -226,9 +230,14 @@ def read_network(path: Path) -> NetworkFile:
     )
 
 
-def image_input(tensor: TensorSpec) -> ImageInput:
-    """Return the image input that a tensor describes; raises `CommandError` if it cannot be an image."""
+def image_input(tensor: TensorSpec, channels: object = None) -> ImageInput:
+    """Return the image input that a tensor describes, of so many `channels` if the file leaves their number free.
+
+    Raises `CommandError` if it cannot be an image, or has a fixed batch of several.
+    """
     axes = tensor.shape[1:] if len(tensor.shape) == 4 else tensor.shape
+    if len(axes) == 3 and axes[0] is None and axes[2] is None and channels in COLOURS:
+        axes = (channels, *axes[1:])
     if tensor.dtype not in IMAGE_DTYPES or len(axes) != 3:
         raise CommandError(
             f"input {described(tensor)} is not an image; allowed are {', '.join(IMAGE_DTYPES)} with 4 axes: "
@@ -236,13 +245,20 @@ def image_input(tensor: TensorSpec) -> ImageInput:
         )
     single = len(tensor.shape) == 3
     batch = 1 if single else tensor.shape[0]
+    if batch not in (None, 1):
+        raise CommandError(
+            f"input {described(tensor)} has a fixed batch of {batch}, and images come one by one: export it with a "
+            "batch of 1 or a free one (dynamic_shapes or dynamic_axes of torch.onnx.export; dynamic=True or batch=1 of "
+            "Ultralytics)"
+        )
     if axes[0] in COLOURS:
         return ImageInput(tensor.name, tensor.dtype, COLOURS[axes[0]], "NCHW", axes[1], axes[2], batch, single)
     if axes[2] in COLOURS:
         return ImageInput(tensor.name, tensor.dtype, COLOURS[axes[2]], "NHWC", axes[0], axes[1], batch, single)
     raise CommandError(
-        f"input {described(tensor)}: the number of channels must be in the file, 3 (RGB) or 1 (GREY), as its second or "
-        "last axis; export it with a fixed number of channels"
+        f"input {described(tensor)}: the number of channels must be 3 (RGB) or 1 (GREY), as the second or last axis; "
+        "where the file leaves it free and does not begin with a convolution, transformers' config.json beside the "
+        "file has it as num_channels"
     )
 
 

@@ -18,11 +18,12 @@ PLACE: Final = ("spec", "preprocess")
 SAFE_MULTIPLE: Final = 32
 SAME_ASPECT: Final = 0.02
 RESIZED: Final = {"letterbox": "letterboxed", "stretch": "stretched", "shortSide": "padded right and below"}
+BYTES: Final = "0 to 255"
 USUAL: Final[Mapping[str, StageOptions]] = {
     "0 to 1": {},
     "0 to 1 with ImageNet's mean and deviation": IMAGENET,
     "-1 to 1": {"mean": [0.5], "std": [0.5]},
-    "0 to 255": {"scale": 1.0},
+    BYTES: {"scale": 1.0},
 }
 """The usual ranges of float pixels, with the options of `normalise` for each, from the most usual on."""
 

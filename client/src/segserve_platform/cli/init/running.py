@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from PIL import ImageOps
 
 from segserve.results.images import picture
+from segserve_builder.families.base import PROBABILITY_OPERATORS
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
@@ -84,14 +85,22 @@ class NetworkRunner:
             outputs = self.run(1, height, width)
             if outputs is not None:
                 shapes = {name: tuple(array.shape) for name, array in outputs.items()}
-                return replace(network, shapes=shapes, probabilities=self._probabilities(outputs, photo, height, width))
+                return replace(
+                    network, shapes=shapes, probabilities=self._probabilities(network, outputs, photo, height, width)
+                )
         return network
 
-    def _probabilities(self, outputs: Mapping[str, Any], photo: Path, height: int, width: int) -> frozenset[str]:
-        """Return the outputs of which no input, of pixels from 0 to 1 or to 255, gets a value beyond 0 and 1."""
+    def _probabilities(
+        self, network: NetworkFile, outputs: Mapping[str, Any], photo: Path, height: int, width: int
+    ) -> frozenset[str]:
+        """Return the outputs of which no input, of pixels from 0 to 1 or to 255, gets a value beyond 0 and 1.
+
+        Outputs whose graph ends with a sigmoid or softmax are not tried.
+        """
         import numpy as np
 
-        left = _within_0_and_1(outputs)
+        known = {name for name, last in network.signature.last_operators.items() if last in PROBABILITY_OPERATORS}
+        left = _within_0_and_1(outputs) - known
         if not left:
             return left
         small = picture(photo).convert("L" if self.image.channels == 1 else "RGB").resize((width, height))
@@ -155,12 +164,15 @@ def border_class(model: InProcessModel, images: Sequence[Path]) -> int | None:
 
 
 def _compared(model: InProcessModel, path: Path) -> float:
-    data, mirrored = path.read_bytes(), _mirrored(path)
-    if model.task == "semantic":
-        request = RequestOptions(encoding="raw")
-        return _labels_agree(model.answer(data, request), model.answer(mirrored, request))
-    request = RequestOptions()
-    return _objects_agree(model.answer(data, request), model.answer(mirrored, request))
+    import numpy as np
+
+    is_map = model.task == "semantic"
+    request = RequestOptions(encoding="raw") if is_map else RequestOptions()
+    answer = model.answer(path.read_bytes(), request)
+    found = np.ptp(_label_map(answer)) if is_map else len(with_columns("the image", answer)["BOXES"])
+    if not found:
+        return 0.0
+    return (_labels_agree if is_map else _objects_agree)(answer, model.answer(_mirrored(path), request))
 
 
 def _mirrored(path: Path) -> bytes:
@@ -170,11 +182,11 @@ def _mirrored(path: Path) -> bytes:
 
 
 def _labels_agree(answer: Answer, mirrored: Answer) -> float:
-    """Return Cohen's kappa of two label maps, 0 if all pixels are of one class, times the mean confidence."""
+    """Return Cohen's kappa of two label maps, times the mean confidence."""
     import numpy as np
 
     labels, other = _label_map(answer), _label_map(mirrored)[:, ::-1]
-    if labels.shape != other.shape or labels.min() == labels.max():
+    if labels.shape != other.shape:
         return 0.0
     top = int(max(labels.max(), other.max())) + 1
     shares = [np.bincount(one.ravel(), minlength=top) / one.size for one in (labels, other)]
@@ -193,7 +205,7 @@ def _objects_agree(answer: Answer, mirrored: Answer) -> float:
     mine, theirs = with_columns("the image", answer), with_columns("the image", mirrored)
     width = float(answer["SIZE"][1])
     boxes, other = mine["BOXES"], theirs["BOXES"].copy()
-    if not len(boxes) or not len(other):
+    if not len(other):
         return 0.0
     other[:, [0, 2]] = width - other[:, [2, 0]]
     same = (_overlaps(boxes, other) > SAME_OBJECT_IOU) & (mine["CLASSES"][:, None] == theirs["CLASSES"][None])

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-RUN_S: Final = 15.0
+RUN_S: Final = 5.0
 """Expected seconds of a run above which it is not started."""
 
 LOADING_BYTES: Final = 2**30
