@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from segserve.base_client import BaseClient
@@ -21,6 +22,7 @@ from segserve.calls.many import (
 )
 from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
+from segserve.rendering.progress import Progress, counted_async
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
 from segserve.transports.base import AsyncTransport
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
-    from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
     from segserve_platform.control.models import AsyncModels, AsyncPools
@@ -82,6 +83,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         model: str,
         expect: type[ResultT] | None = ...,
         in_flight: int = ...,
+        progress: Progress = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[ResultT, None]: ...
@@ -94,6 +96,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         model: str,
         expect: type[ResultT] | None = ...,
         in_flight: int = ...,
+        progress: Progress = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[ResultT | Failure, None]: ...
@@ -105,6 +108,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         model: str,
         expect: type[Any] | None = None,
         in_flight: int = 8,
+        progress: Progress = False,
         on_error: OnError = "raise",
         **options: Unpack[SegmentKeywords],
     ) -> AsyncGenerator[Any, None]:
@@ -115,7 +119,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         check_many(images, in_flight, on_error)
         segment = partial(self._segment, SegmentOptions.of(model, expect=expect, **options))
         calls = (partial(outcome_async, pending, segment, on_error) async for pending in pull(images))
-        return in_order_async(calls, in_flight)
+        return counted_async(in_order_async(calls, in_flight), progress, length_hint(images))
 
     @overload
     def segment_stream(

@@ -34,6 +34,9 @@ NEEDED_BY_UP: Final = ("numba", "onnxruntime", "psutil")
 OpenT = TypeVar("OpenT")
 
 
+_OTHERS_WORDS: Final = frozenset({"predict", "infer", "detect", "inference", "run", "track", "classify", "generate"})
+
+
 class BaseClient(Generic[OpenT]):
     """The common base of `Client` and `AsyncClient`."""
 
@@ -70,6 +73,13 @@ class BaseClient(Generic[OpenT]):
         self._check_readers([*credentials.names, *policy.headers])
         self._transport = self._open(transport, self._connection)
         self._session = Session(policy, telemetry_of(telemetry, endpoint, transport))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Answer other libraries' words for `segment` with it."""
+            ours = "; use segment(image, model=...)" if name in _OTHERS_WORDS else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{ours}", name=name, obj=self)
 
     def with_options(
         self,

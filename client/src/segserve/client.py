@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from functools import partial
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from segserve.base_client import BaseClient
@@ -20,6 +21,7 @@ from segserve.calls.many import (
 )
 from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
+from segserve.rendering.progress import Progress, counted
 from segserve.results.images import image_tensor
 from segserve.transports import open_transport
 from segserve.transports.base import Transport
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
     from segserve.tiled import TiledObjects, TiledOptions, TiledSemanticResult
-    from segserve.tiled.segmenting import Progress
     from segserve.transports.base import Connection
     from segserve_common.kserve import Tensor
     from segserve_platform.control.models import Models, Pools
@@ -107,6 +108,7 @@ class Client(BaseClient[Transport]):
         model: str,
         expect: type[ResultT] | None = ...,
         in_flight: int = ...,
+        progress: Progress = ...,
         on_error: Literal["raise"] = ...,
         **options: Unpack[SegmentKeywords],
     ) -> Generator[ResultT, None, None]: ...
@@ -119,6 +121,7 @@ class Client(BaseClient[Transport]):
         model: str,
         expect: type[ResultT] | None = ...,
         in_flight: int = ...,
+        progress: Progress = ...,
         on_error: OnError,
         **options: Unpack[SegmentKeywords],
     ) -> Generator[ResultT | Failure, None, None]: ...
@@ -130,6 +133,7 @@ class Client(BaseClient[Transport]):
         model: str,
         expect: type[Any] | None = None,
         in_flight: int = 8,
+        progress: Progress = False,
         on_error: OnError = "raise",
         **options: Unpack[SegmentKeywords],
     ) -> Generator[Any, None, None]:
@@ -137,12 +141,14 @@ class Client(BaseClient[Transport]):
 
         `images` is read no further ahead than that, so it may be of any length. An error ends the iteration with a note
         that names the image; with `on_error="return"`, a `Failure` takes the result's place. Closing the iterator stops
-        sending. `expect` and `options` are those of `segment`.
+        sending. `progress` True shows a bar on a terminal or in a notebook; a function is called with the numbers of
+        images done and in total, 0 if that is unknown. `expect` and `options` are those of `segment`.
         """
         check_many(images, in_flight, on_error)
         segment = partial(self._segment, SegmentOptions.of(model, expect=expect, **options))
         pending = (PendingImage.of(index, image) for index, image in enumerate(images))
-        return in_order((partial(outcome, each, segment, on_error) for each in pending), in_flight)
+        results = in_order((partial(outcome, each, segment, on_error) for each in pending), in_flight)
+        return counted(results, progress, length_hint(images))
 
     @overload
     def segment_stream(

@@ -196,6 +196,35 @@ async def slowly(images: Iterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
         yield found
 
 
+def test_progress_counts_the_images_that_were_answered(caller: Any) -> None:
+    ticks: list[tuple[int, int]] = []
+    unknown: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        ticks.append((done, total))
+
+    list(caller.run("segment_many", [image(number) for number in range(4)], progress=note))
+    list(
+        caller.run("segment_many", (image(number) for number in range(2)), progress=lambda *seen: unknown.append(seen))
+    )
+
+    assert ticks == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert unknown == [(1, 0), (2, 0)]
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(
+    caller: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(caller.run("segment_many", [image(1), image(2)], progress=True))
+    silent = capsys.readouterr().err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's word for a terminal
+    list(caller.run("segment_many", [image(1), image(2)], progress=True))
+
+    assert silent == ""
+    assert "images" in (drawn := capsys.readouterr().err)
+    assert "2/2" in drawn
+
+
 def test_an_asynchronous_iterator_is_pulled_like_any_other(url: str) -> None:
     async def images() -> AsyncIterator[np.ndarray]:
         for number in range(9):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import re
 import subprocess
 import sys
 
 import pytest
 
 import segserve
-from segserve import BadRequestError
+from segserve import (
+    BadRequestError,
+    Client,
+    DetectionResult,
+    InstanceResult,
+    KeypointResult,
+    PanopticResult,
+    SemanticResult,
+)
+from segserve.results.base import _OTHERS_WORDS
 
 
 def test_importing_the_package_loads_the_standard_library_alone_and_none_of_its_own_modules() -> None:
@@ -57,3 +68,26 @@ def test_errors_cross_processes_with_all_they_know() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is BadRequestError
     assert vars(again) == vars(error)
+
+
+RESULT = SemanticResult("coins", "coins-aa", (1, 1), (), {}, None, None, {})
+
+
+@pytest.mark.parametrize(("word", "ours"), [("plot", "overlay"), ("boxes", "annotations"), ("to_df", "to_pandas")])
+def test_other_libraries_words_of_results_are_answered_with_ours(word: str, ours: str) -> None:
+    with pytest.raises(AttributeError, match=f"'SemanticResult' object has no attribute '{word}'; use {ours}"):
+        getattr(RESULT, word)
+    assert not hasattr(RESULT, word)
+    assert copy.deepcopy(pickle.loads(pickle.dumps(RESULT))).model == "coins"
+
+
+def test_the_answers_name_what_some_result_has() -> None:
+    kinds = (SemanticResult, InstanceResult, PanopticResult, DetectionResult, KeypointResult)
+    for word, answer in _OTHERS_WORDS.items():
+        named = re.findall(r"(\w+)\(|^(\w+)$", answer)
+        assert all(any(hasattr(kind, a or b) for kind in kinds) for a, b in named), (word, answer)
+
+
+def test_other_libraries_words_of_clients_are_answered_with_segment() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(AttributeError, match="use segment"):
+        client.predict  # type: ignore[attr-defined]  # noqa: B018

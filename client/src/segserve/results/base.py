@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from segserve.errors import package_of_extra
 from segserve.exports import coco
@@ -23,6 +23,42 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
     from supervision import Detections
+
+
+_OTHERS_WORDS: Final = {
+    "plot": "overlay(image), a picture, or show(image)",
+    "render": "overlay(image)",
+    "draw": "overlay(image)",
+    "visualize": "overlay(image)",
+    "boxes": "annotations(), as this kind of result has no boxes",
+    "masks": "mask(class_) or labels of a semantic result, mask(segment) of a panoptic one",
+    "xyxy": "boxes",
+    "bboxes": "boxes",
+    "conf": "scores",
+    "confidence": "scores",
+    "probs": "scores",
+    "cls": "class_ids",
+    "class_id": "class_ids",
+    "labels": "class_ids",
+    "names": "classes",
+    "keypoints": "points",
+    "segments": "masks, or to_polygons()",
+    "polygons": "to_polygons()",
+    "xy": "to_polygons()",
+    "tojson": "to_json()",
+    "json": "to_json()",
+    "to_df": "to_pandas()",
+    "pandas": "to_pandas()",
+    "to_csv": "to_rows(), or to_pandas().to_csv(path)",
+    "verbose": "summary()",
+    "orig_shape": "size, (height, width)",
+    "orig_img": "the image that was sent; results do not keep it",
+    "cpu": "the result itself: its arrays are numpy's",
+    "numpy": "the result itself: its arrays are numpy's",
+    "cuda": "the result itself: its arrays are numpy's",
+    "to_sv": "to_supervision()",
+}
+"""Words of Ultralytics, supervision and torchvision for what results have by another name."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,6 +79,14 @@ class Segmentation:
     continued: bool | None = field(default=None, kw_only=True)
     out_of_distribution: OutOfDistribution | None = field(default=None, kw_only=True)
     _own_columns: ClassVar[tuple[str, ...]] = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Answer other libraries' words with ours."""
+            ours = f"; use {_OTHERS_WORDS[name]}" if name in _OTHERS_WORDS else ""
+            seen = f"{type(self).__name__!r} object has no attribute {name!r}{ours}"
+            raise AttributeError(seen, name=name, obj=self)
 
     def annotations(self) -> Iterator[Annotation]:
         """Yield each object, segment or class in the form that exports share; decodes no mask."""

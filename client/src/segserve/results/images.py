@@ -179,6 +179,9 @@ _ALLOWED: Final = (
     "a path, the bytes of an image file, an open binary file, an HTTP response, a PIL image or an array (H, W[, C])"
 )
 _URL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
+_BASE64: Final = re.compile("iVBORw0K|[/_]9j[/_]|UklGR|SUk[qr]A|TU0AK|R0lGOD|Qk0")
+_LONGEST_NAME: Final = 255
+_SHOWN: Final = 80
 _PIL_MODES: Final = {
     "1": "L",
     "L": "L",
@@ -279,12 +282,7 @@ def _encoded(image: Any) -> bytes | None:
         case bytearray() | memoryview():
             return bytes(image)
         case str() | os.PathLike():
-            if isinstance(image, str) and _URL.match(image):
-                raise BadRequestError(
-                    f"the client does not fetch URLs, got {image[:200]!r}; fetch it and pass the response: "
-                    "segment(httpx.get(url), ...)"
-                )
-            return Path(image).read_bytes()
+            return path_of(image).read_bytes()
     if isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__"):
         return None
     status = getattr(image, "status_code", getattr(image, "status", None))
@@ -306,6 +304,23 @@ def _encoded(image: Any) -> bytes | None:
     if not isinstance(content, bytes):
         raise BadRequestError(f"an open file must be in binary mode; reading it gave {type(content).__name__}")
     return content
+
+
+def path_of(image: str | os.PathLike[str]) -> Path:
+    """Return the path that a caller passes; raises `BadRequestError` for a URL, and for text that is no path."""
+    if isinstance(image, str):
+        seen = f"{image[:_SHOWN]!r}{' ...' if len(image) > _SHOWN else ''}"
+        if found := _URL.match(image):
+            advice = "fetch it and pass the response: segment(httpx.get(url), ...)"
+            if found[0] == "data:":
+                advice = "decode its base64 and pass the bytes"
+            raise BadRequestError(f"the client does not fetch URLs, got {seen}; {advice}")
+        base64 = _BASE64.match(image)
+        is_odd = not image or len(image) > _LONGEST_NAME or base64 or not {"\0", "\n"}.isdisjoint(image)
+        if is_odd and not os.path.exists(image):  # noqa: PTH110  Path.exists raises for a name that is too long
+            advice = ": it is base64, pass base64.b64decode(text)" if base64 else ""
+            raise BadRequestError(f"this text is no path of a file, got {len(image)} characters, {seen}{advice}")
+    return Path(image)
 
 
 def _is_pil(image: Any) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from segserve.errors import CheckpointError, ImageTooLargeError
+from segserve.rendering.progress import Tick
 from segserve.results.values import ModelInfo
 from segserve.tiled.checkpoint import SEGMENTS, Checkpoint, RunManifest, read_json, write_json
 from segserve.tiled.grid import Grid, Tile
@@ -32,9 +33,6 @@ from segserve.tiled.results import (
 from segserve.tiled.sources import PixelSource
 from segserve.tiled.stitching import StitchedTotals, count_labels, paint_ids, write_objects, write_segments
 from segserve.tiled.tile_results import WITH_MAP, Record, kind_of
-
-Tick: TypeAlias = Callable[[int, int], None]
-"""Called after each tile with the numbers done and total."""
 
 CHECKPOINT: Final = "checkpoint"
 _OWN: Final = frozenset({RESULT, OBJECTS, *(f"{name}.{form}" for name in (LABELS, IDS) for form in ("zarr", "npy"))})

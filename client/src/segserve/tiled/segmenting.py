@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -25,13 +24,14 @@ import numpy as np
 
 from segserve.calls.credentials import API_KEY, AUTHORIZATION, SECRETS, Tls, secrets_among
 from segserve.errors import PlainHttpCredentialsError, RevisionChangedError, WorkersLostError, package_of_extra
+from segserve.rendering.progress import Progress, shown
 from segserve.results.images import LITTLE, PIXELS, image_tensor
 from segserve.tiled.grid import Tile, Window
 from segserve.tiled.job import AsyncSegmenter, Segmenter, TileJob
 from segserve.tiled.maps import ZARR, PixelMap
 from segserve.tiled.options import Options
 from segserve.tiled.results import TiledObjects, TiledResult, TiledSemanticResult, check_expected
-from segserve.tiled.runs import Run, Tick, open_run
+from segserve.tiled.runs import Run, open_run
 from segserve.tiled.sources import DIGEST_ROWS, PixelSource, SourcePath, by_path, open_source
 from segserve.tiled.tile_results import Record, kind_of
 from segserve_common.errors import BadRequestError, SegserveError
@@ -43,7 +43,6 @@ LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
 HIDDEN: Final = frozenset({"tls", "wss", "inproc"})
 """Dask's protocols that cannot be read on the network."""
-Progress: TypeAlias = bool | Tick
 
 # A model that changes more often than this during one image is not going to settle.
 RESTARTS: Final = 3
@@ -310,7 +309,7 @@ def run_tiled(
             check_expected(expect, kind_of(info), f"in tiles, model {info.model!r} returns")
             try:
                 with open_run(source, info, options, for_workers=path is not None) as run:
-                    with shown(progress, len(run.grid)) as run.tick:
+                    with shown(progress, len(run.grid), "tiles") as run.tick:
                         if path is None or worker_clients is None:
                             _send_all(client, source, run)
                         elif missing := run.missing():
@@ -342,7 +341,7 @@ async def run_tiled_async(
             # Both ends of the block touch the disk: the folder is made in the first and deleted in the second.
             run = await asyncio.to_thread(opened.__enter__)
             try:
-                with shown(progress, len(run.grid)) as run.tick:
+                with shown(progress, len(run.grid), "tiles") as run.tick:
                     await _send_all_async(client, source, run)
                 return await asyncio.to_thread(run.finish)
             except RevisionChangedError:
@@ -442,43 +441,3 @@ async def _send_all_async(client: AsyncSegmenter, source: PixelSource, run: Run)
     except BaseExceptionGroup as errors:
         # As from threads: the first error, not a group of them.
         raise errors.exceptions[0] from None
-
-
-def shown(progress: Progress, total: int) -> AbstractContextManager[Tick]:
-    """Return a context with the function to call after each tile with the numbers done and total.
-
-    `progress` False shows nothing, True a bar if standard error is a terminal; a function is called as it is.
-    """
-    if callable(progress):
-        return nullcontext(progress)
-    if not progress or not sys.stderr.isatty():
-        return nullcontext(_silent)
-    return _bar(total)
-
-
-def _silent(_done: int, _total: int) -> None:
-    pass
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Tick]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("tiles", total=total)
-        yield lambda done, of: bar.update(task, completed=done, total=of)

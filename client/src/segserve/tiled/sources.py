@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segserve.errors import ImageTooLargeError, MissingExtraError, package_of_extra
 from segserve.results.images import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS
-from segserve.results.images import file_pixels
+from segserve.results.images import file_pixels, path_of
 from segserve.tiled.grid import Window
 from segserve_common.errors import BadRequestError
 from segserve_common.files import file_sha256
@@ -275,7 +275,7 @@ def open_source(image: object) -> PixelSource:
     to decode, `MissingExtraError` if the extra `batch` is needed, and `OSError` for a file that cannot be read.
     """
     if isinstance(image, str | os.PathLike):
-        return open_path(Path(image))
+        return open_path(path_of(image))
     if isinstance(image, Sliceable):
         return ArraySource(image)
     raise BadRequestError(f"a large image must be {_ALLOWED}; got {type(image).__name__}")

@@ -423,7 +423,7 @@ def _tried_normalise(
     if score is None:
         text = f"{choice.remark.text}, and it was not tried on images: {names[0]} is a guess"
         return Choice(({"normalise": _for_channels(names[0], image)},), Remark(PLACE, text, sure=False)), ()
-    trials = []
+    trials: list[Trial] = []
     for number, name in enumerate(names, 1):
         if name != BYTES or all(trial.score < ALONE for trial in trials):
             progress(f"normalisation {number} of {len(names)}")
