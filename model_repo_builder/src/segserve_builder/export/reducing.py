@@ -323,8 +323,8 @@ def _of_objects(
         for each in sorted(weights)
     ]
     everything = ClassAccuracy("all classes", 1.0, sum(alike.values()) / sum(weights.values()) if weights else None)
-    best = " (of each answer the 1,000 best objects)" if changed["cut"] else ""
-    return Accuracy(f"agreement with the answers before{best}", [*classes, everything], (changed["lost"], changed["added"]))
+    measure = "agreement with the answers before" + (" (of each the 1,000 best objects)" if changed["cut"] else "")
+    return Accuracy(measure, [*classes, everything], (changed["lost"], changed["added"]))
 
 
 def _total(answers: Iterable[Answer]) -> Counter[int]:

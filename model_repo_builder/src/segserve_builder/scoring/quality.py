@@ -113,8 +113,8 @@ def score_samples(
 
     Labels and answers are compared once. With `false_classes` a class that only answers show counts as one with a
     quality of 0, as in COCO's panoptic quality and the usual mean IoU. In each class, the `most` best objects of an
-    image count, or all if an image has more labelled ones. With `above_match` a likeness of exactly 0.5 is not a match, as in COCO's panoptic quality. With
-    `outlines` these are compared as well, where labels and answers have masks.
+    image count, or all if an image has more labelled ones. With `above_match` a likeness of exactly 0.5 is not a match,
+    as in COCO's panoptic quality. With `outlines` these are compared as well, where labels and answers have masks.
     """
     pairs = list(zip(labels, answers, strict=True))
     scored = (*labels, *answers) if false_classes else labels
