@@ -33,8 +33,8 @@ def eval_(
         Path,
         typer.Option(
             metavar="PATH",
-            help="COCO JSON, also panoptic, or a folder: with one, data.yaml (YOLO), or images/ and labels/ "
-            "(PNG, TIFF).",
+            help="COCO, panoptic, Label Studio or LabelMe JSON, or a folder: with one, data.yaml (YOLO), or images/ "
+            "and labels/ (PNG, TIFF).",
             show_default=False,
         ),
     ],

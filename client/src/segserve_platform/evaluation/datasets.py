@@ -1,4 +1,4 @@
-"""Labelled images as people have them: COCO's JSON, its panoptic JSON, YOLO's text files, or label maps."""
+"""Labelled images as people have them: COCO's JSON, its panoptic JSON, YOLO's text files, label maps, and `tools`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segserve.errors import DatasetError
 from segserve.results.annotation import is_background
 from segserve.results.values import SegmentClass
 from segserve_common.image_file import IMAGE_SUFFIXES, ImageFileError, describe_file, is_named_as
-from segserve_platform.evaluation.tools import refuse_form, refuse_other_json
+from segserve_platform.evaluation.tools import as_coco, is_labelme, refuse_form
 
 Labels: TypeAlias = Literal["objects", "segments", "maps"]
 """Kinds of labels: objects with masks or boxes, panoptic segments, or maps of a class for every pixel."""
@@ -83,13 +83,13 @@ def read_dataset(path: Path, images: Path | None = None, *, beside: Path | None 
             raise DatasetError(f"{yolo.name} names its images itself; got the folder {str(images)!r} (--images) too")
         return _of_yolo(yolo)
     if path.is_file():
-        return _of_json(path, images)
+        return _of_json([path], images)
     if not path.is_dir():
         raise DatasetError(f"no such data set: {str(path)!r}")
     refuse_form(str(path), [each.name for each in path.iterdir()])
     documents = sorted(each for each in path.glob("*.json") if beside is None or each.resolve() != beside.resolve())
-    if len(documents) == 1:
-        return _of_json(documents[0], images)
+    if len(documents) == 1 or (documents and all(is_labelme(read_json(each)) for each in documents)):
+        return _of_json(documents, images)
     if documents:
         raise DatasetError(f"{str(path)!r} has several JSON files, {few(map(str, documents))}: name one of them")
     return _of_maps(path, images)
@@ -195,10 +195,13 @@ def matched_classes(
     return matched
 
 
-def _of_json(path: Path, images: Path | None) -> Dataset:
-    document = read_json(path)
+def _of_json(paths: Sequence[Path], images: Path | None) -> Dataset:
+    """Read one file of COCO or Label Studio, or LabelMe's, of which there is one for each image."""
+    path = paths[0]
+    contents = {each.name: read_json(each) for each in paths}
+    converted = as_coco(contents)
+    document, notes = converted or (contents[path.name], ())
     try:
-        refuse_other_json(path.name, document)
         annotations = [
             _annotation(each, f"{path.name}: annotation {n}") for n, each in enumerate(document["annotations"])
         ]
@@ -241,7 +244,9 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
     places = [images] if images is not None else [path.parent, path.parent / IMAGE_FOLDER, path.parent / path.stem,
                                                   path.parent.parent / IMAGE_FOLDER]  # fmt: skip
     listings: Listings = {}
-    found = {name: _file_in(places, name, listings, bare=images is not None) for _, name, _ in rows}
+    # LabelMe and Label Studio write paths of their own.
+    bare = images is not None or converted is not None
+    found = {name: _file_in(places, name, listings, bare=bare) for _, name, _ in rows}
     files = [file for file in found.values() if file is not None]
     _check_unique(f"{path.name} has several names, as it lists", files)
     if missing := [name for name, file in found.items() if file is None]:
@@ -256,7 +261,10 @@ def _of_json(path: Path, images: Path | None) -> Dataset:
         size = size if min(size) > 0 else _size_of(file)
         labelled.append(LabelledImage(file, name, size, tuple(by_image[number])))
     if not is_panoptic:
-        return Dataset("objects", tuple(labelled), classes)
+        if is_labelme(contents[path.name]):
+            rest = [each.name for each in path.parent.iterdir() if is_named_as(each) and each not in files]
+            notes += _note(rest, "image without a file of LabelMe is left out", "images without one are left out")
+        return Dataset("objects", tuple(labelled), classes, notes=notes)
     pages = tuple(_with_segments(each, path, listings) for each in labelled)
     maps = [each.label_map for each in pages]
     _check_unique(f"{path.name} names the maps", maps)

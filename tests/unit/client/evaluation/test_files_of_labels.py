@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as pycoco
 
-from segserve import DatasetError, evaluate
+from segserve import Client, DatasetError, evaluate
+from segserve.exports.label_studio import brush_rle, read_brush
 from segserve.exports.samples import SampleResult
 from segserve_builder.scoring.quality import Regions
 from segserve_platform.evaluation.datasets import Dataset, read_dataset
@@ -314,6 +316,112 @@ def test_files_of_other_tools_are_named_with_the_way(tmp_path: Path, name: str, 
 
     refused(path, says)
     refused(tmp_path, says)
+
+
+def of_client(folder: Path, kind: str, model: str, **options: Any) -> Path:
+    """Write the answers of a model as the client writes them."""
+    with Client() as client:
+        answers = [client.segment(image_of(index), model=model) for index in range(COUNT)]
+    if kind == "labelme":
+        for index, answer in enumerate(answers):
+            write(folder / kind / f"{index}.json", answer.to_labelme(f"../images/{index}.png", **options))
+        return folder / kind
+    urls = [f"/data/local-files/?d=images/{index}.png" for index in range(COUNT)]
+    tasks = [answer.to_label_studio(url, **options) for answer, url in zip(answers, urls, strict=True)]
+    return write(folder / kind / "tasks.json", tasks)
+
+
+@pytest.mark.parametrize("shapes", ["mask", "polygon"])
+@pytest.mark.parametrize("kind", ["labelme", "label-studio"])
+@pytest.mark.parametrize("model", ["discs", "boxes"])
+def test_what_the_client_writes_for_a_tool_is_read_as_the_labels_that_it_was(
+    served: Served, folder: Path, model: str, kind: str, shapes: str
+) -> None:
+    data = of_client(folder, kind, model, shapes=shapes)
+
+    report = evaluate(model, data, images=folder / "images", resamples=0)
+
+    assert report.metrics["ap"].mean == 1.0
+    assert report.score.mean == pytest.approx(1.0, abs=0.25)  # counts objects of a score of 0.5 alone
+    assert (report.remark is None) is (kind == "labelme")
+    assert kind == "labelme" or report.notes == ("labels are predictions, not people's annotations, in 6 of 6 tasks",)
+
+
+@pytest.mark.parametrize("kind", ["labelme", "label-studio"])
+def test_classes_of_a_label_map_are_read_as_the_pixels_that_they_were(served: Served, folder: Path, kind: str) -> None:
+    data = of_client(folder, kind, "pixels", shapes="mask")
+
+    assert evaluate("pixels", data, images=folder / "images", resamples=0).metrics["miou"].mean == 1.0
+
+
+def test_an_image_without_a_file_of_labelme_is_left_out_and_said(served: Served, folder: Path) -> None:
+    data = of_client(folder, "labelme", "discs")
+    for index in range(COUNT):
+        write(data / f"{index}.png", image_of(index))
+        document = json.loads((data / f"{index}.json").read_text())
+        write(data / f"{index}.json", document | {"imagePath": f"{index}.png"})
+    (data / "4.json").unlink()
+
+    found = read_dataset(data)
+
+    assert len(found.images) == COUNT - 1
+    assert found.notes == ("1 image without a file of LabelMe is left out: 4.png",)
+    assert len(read_dataset(data / "0.json").images) == 1
+    write(data / "5.json", {"foo": 1})
+    refused(data, "has several JSON files")
+
+
+def labelme_shape(**shape: Any) -> dict[str, Any]:
+    shapes = [{"label": "coin", "points": [[1, 1], [9, 9]], "group_id": None, "shape_type": "rectangle"} | shape]
+    return {"shapes": shapes, "imagePath": "0.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+
+
+def studio_task(kind: str = "rectanglelabels", **changes: Any) -> list[dict[str, Any]]:
+    value = {"x": 10, "y": 10, "width": 10, "height": 10, "rotation": 0, kind: ["coin"]} | changes
+    region = {"id": "a", "type": kind, "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+    return [{"id": 1, "data": {"image": "/data/upload/1/0.png"}, "annotations": [{"result": [region]}]}]
+
+
+REGIONS: dict[str, tuple[Any, str]] = {
+    "circle": (labelme_shape(shape_type="circle"), "a shape 'circle'; polygon, rectangle and mask are read"),
+    "point": (labelme_shape(shape_type="point"), "a shape 'point'"),
+    "no size": ({"shapes": [], "imagePath": "0.png"}, r"cannot be read: KeyError\('imageHeight'\)"),
+    "no points": (labelme_shape(points=[], shape_type="polygon"), "cannot be read: "),
+    "ellipse": (studio_task("ellipselabels"), "x.json: task 0 has ellipselabels; brushlabels"),
+    "rotated": (studio_task(rotation=3), "x.json: task 0 has rotated rectanglelabels"),
+    "several labels": (studio_task(rectanglelabels=["coin", "button"]), "cannot be read: ValueError"),
+    "brush of another size": (studio_task("brushlabels", rle=[0, 0, 0, 9, 57, 24, 60]),
+                              "a brush of 9 values is not of an image"),
+    "several annotators": ([{**studio_task()[0], "annotations": studio_task()[0]["annotations"] * 2}],
+                           "task 0 has 2 annotations; expected one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "says"), REGIONS.values(), ids=REGIONS)
+def test_regions_that_the_client_does_not_write_are_named(folder: Path, content: Any, says: str) -> None:
+    refused(write(folder / "x/x.json", content), says, folder / "images")
+
+
+def test_annotations_of_people_count_in_place_of_predictions_and_parts_of_an_object_are_joined(folder: Path) -> None:
+    (task,) = studio_task()
+    task["predictions"] = [{"result": [{"type": "never read"}]}]
+    task["annotations"].append({"was_cancelled": True, "result": []})
+    studio = read_dataset(write(folder / "x/x.json", [task]), folder / "images")
+    labelme = labelme_shape(group_id=4, shape_type="polygon", points=[[1, 1], [5, 1], [5, 5], [1, 5]])
+    labelme["shapes"].append(labelme["shapes"][0] | {"points": [[20, 1], [25, 1], [25, 5], [20, 5]]})
+    joined = read_dataset(write(folder / "y/y.json", labelme), folder / "images")
+
+    assert (studio.notes, studio.images[0].annotations[0]["bbox"]) == ((), [8.0, 6.0, 8.0, 6.0])
+    (one,) = joined.images[0].annotations
+    assert int(pycoco.area(one["segmentation"])) == 25 + 30
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_brush_of_label_studio_has_the_mask_that_was_written(seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    mask = numbers.random((int(numbers.integers(1, 40)), int(numbers.integers(1, 40)))) < numbers.random()
+
+    assert (read_brush(brush_rle(mask), *mask.shape) == mask).all()
 
 
 # Instance ids
