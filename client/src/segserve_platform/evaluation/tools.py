@@ -18,7 +18,7 @@ from segserve.exports.label_studio import read_brush
 from segserve.results.masks import EncodedMask, text_rle
 from segserve_common.errors import ProtocolError
 
-Regions: TypeAlias = Iterator[tuple[object, str, Any, list[float]]]
+RegionRows: TypeAlias = Iterator[tuple[object, str, Any, list[float]]]
 """Of each its object, its class, and its mask, bool (H, W), or None and its box, x, y, width, height."""
 
 _FORMS: Final = {
@@ -79,7 +79,7 @@ def as_coco(documents: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ..
     return None
 
 
-def _coco(rows: Iterator[tuple[str, tuple[int, int], Regions]]) -> dict[str, Any]:
+def _coco(rows: Iterator[tuple[str, tuple[int, int], RegionRows]]) -> dict[str, Any]:
     """Return images with their sizes and regions as COCO's document; regions of one object are joined."""
     images, annotations, numbers = list[Any](), list[Any](), dict[str, int]()
     for number, (file_name, (height, width), regions) in enumerate(rows):
@@ -98,12 +98,12 @@ def _coco(rows: Iterator[tuple[str, tuple[int, int], Regions]]) -> dict[str, Any
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _labelme(document: Any, name: str) -> tuple[str, tuple[int, int], Regions]:
+def _labelme(document: Any, name: str) -> tuple[str, tuple[int, int], RegionRows]:
     from PIL import Image, ImageDraw
 
     size = int(document["imageHeight"]), int(document["imageWidth"])
 
-    def regions() -> Regions:
+    def regions() -> RegionRows:
         for number, shape in enumerate(document["shapes"]):
             kind, group, drawn = shape.get("shape_type") or "polygon", shape.get("group_id"), Image.new("1", size[::-1])
             points = [(float(x), float(y)) for x, y in shape["points"]]
@@ -124,7 +124,7 @@ def _labelme(document: Any, name: str) -> tuple[str, tuple[int, int], Regions]:
     return str(document["imagePath"]), size, regions()
 
 
-def _task(task: Any, name: str) -> tuple[str, tuple[int, int], Regions]:
+def _task(task: Any, name: str) -> tuple[str, tuple[int, int], RegionRows]:
     done = [each for each in task.get("annotations") or () if not each.get("was_cancelled")] or task.get("predictions")
     if len(done or ()) > 1:
         raise DatasetError(f"{name} has {len(done)} annotations; expected one")
@@ -132,7 +132,7 @@ def _task(task: Any, name: str) -> tuple[str, tuple[int, int], Regions]:
     size = next(((int(each["original_height"]), int(each["original_width"])) for each in marks), (0, 0))
     percent = np.array([*size[::-1], *size[::-1]]) / 100
 
-    def regions() -> Regions:
+    def regions() -> RegionRows:
         for mark in marks:
             kind, value, mask, box = mark["type"], mark["value"], None, [0.0] * 4
             if kind == "keypointlabels" and mark.get("parentID"):
