@@ -18,6 +18,8 @@ T = TypeVar("T")
 MOST_BYTES: Final = 2**28
 """No file that `read_file` reads is larger."""
 _NUMBERS: Final = itertools.count()
+_LONGEST_NAME: Final = 143
+"""Bytes of a name that every common file system takes: eCryptfs this many, others 255."""
 
 
 class DamagedFileError(ValueError):
@@ -87,6 +89,8 @@ def replacing(path: Path, *, suffix: str | None = None, mode: int = 0o666) -> It
     raises, the file is removed.
     """
     name = f".{path.name}.{os.getpid()}-{next(_NUMBERS)}.new" if suffix is None else f"{path.name}{suffix}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}{suffix or '.new'}"
     temporary = path.with_name(name)
     os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode))
     try:

@@ -113,6 +113,18 @@ def test_a_users_mistake_is_a_typed_error(
         raise result.exception
 
 
+@pytest.mark.parametrize("length", [244, 250, 255])
+def test_an_image_whose_name_is_as_long_as_file_systems_allow_is_segmented(
+    url: str, images: list[Path], tmp_path: Path, length: int
+) -> None:
+    image = images[0].rename(images[0].with_name(f"{'x' * (length - 4)}.png"))
+
+    result = run("discs", image, "-o", tmp_path / "out/", "--coco", tmp_path / "out.json", "--url", url)
+
+    assert result.exit_code == 0, result.output
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [image.name]
+
+
 def test_two_images_cannot_share_an_overlay(tmp_path: Path) -> None:
     twins = [tmp_path / "a/x.png", tmp_path / "b/x.png"]
     with pytest.raises(BadRequestError, match="2 overlays"):

@@ -54,6 +54,16 @@ def test_with_a_suffix_what_a_killed_writer_left_is_overwritten(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", [None, ".part"])
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "x" * 244, "x" * 143], ids=len)
+def test_a_name_as_long_as_file_systems_allow_is_written(tmp_path: Path, name: str, suffix: str | None) -> None:
+    with replacing(tmp_path / name, suffix=suffix) as temporary:
+        assert len(os.fsencode(temporary.name)) <= 143
+        temporary.write_text("content")
+
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(name, "content")]
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_the_umask_applies(umask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(umask)

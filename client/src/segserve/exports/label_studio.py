@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias
 from xml.etree import ElementTree as ET
 
@@ -72,6 +73,21 @@ def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
     stream = ((codes[:, np.newaxis] >> columns) & 1).astype(np.uint8)[is_used]
     packed: list[int] = np.packbits(np.concatenate((_header(values.size * 4), stream))).tolist()
     return packed
+
+
+def read_brush(encoded: Iterable[int], height: int, width: int) -> NDArray[np.bool_]:
+    """Return the mask, bool (H, W), of a brush, also of one that Label Studio wrote; raises ValueError for others."""
+    bits = io.StringIO("".join(f"{byte:08b}" for byte in encoded))
+    size, word, *lengths = (int(bits.read(count), 2) for count in (32, 5, 4, 4, 4, 4))
+    if size != height * width * 4:
+        raise ValueError(f"a brush of {size} values is not of an image of {height} x {width}")
+    values, filled = list[NDArray[np.uint8]](), 0
+    while filled < size:
+        is_run, length = int(bits.read(1)), int(bits.read(lengths[int(bits.read(2), 2)] + 1), 2) + 1
+        own = [int(bits.read(word + 1), 2) for _ in range(1 if is_run else length)]
+        values.append(np.repeat(np.array(own, np.uint8), length if is_run else 1))
+        filled += length
+    return np.asarray(np.concatenate(values).reshape(height, width, 4)[..., 3] > 0)
 
 
 def _header(count: int) -> NDArray[np.uint8]:

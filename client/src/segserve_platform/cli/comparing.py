@@ -104,11 +104,13 @@ def diff(
         failed: list[FailedImage] = []
         by_class = defaultdict[int, list[float]](list)
         values: dict[str, float] = {}
+        left_out = 0
         for each in _compared(client, (first, second), files, names, in_flight, score_threshold):
             if isinstance(each, FailedImage):
                 failed.append(each)
                 continue
             values[each.image.name] = each.agreement.value
+            left_out += each.agreement.left_out
             for number, value in each.agreement.classes.items():
                 by_class[number].append(value)
             compared = sorted([*compared, each], key=lambda one: one.agreement.value)[:most]
@@ -128,6 +130,8 @@ def diff(
         typer.echo(json.dumps({"agreement": round(mean, 4), "classes": classes, "images": [*rows, *errors]}))
     else:
         print_whole(Console(), _table(values, by_class, names))
+    if left_out:
+        typer.echo(f"{left_out} objects are not compared: of each answer only the 1,000 best are", err=True)
     if out is not None:
         _write_sheet(out, (first, second), compared, names, len(values))
         typer.echo(plain(f"sheet: {out / 'index.html'}"), err=as_json)

@@ -33,8 +33,8 @@ def eval_(
         Path,
         typer.Option(
             metavar="PATH",
-            help="COCO JSON, also panoptic, or a folder: with one, data.yaml (YOLO), or images/ and labels/ "
-            "(PNG, TIFF).",
+            help="COCO, panoptic, Label Studio or LabelMe JSON, or a folder: with one, data.yaml (YOLO), or images/ "
+            "and labels/ (PNG, TIFF).",
             show_default=False,
         ),
     ],
@@ -121,7 +121,7 @@ def eval_(
         typer.echo(plain(f"{report.revision} on {len(report.images)} images of {report.data}"))
         print_whole(Console(), report.__rich__())
         if report.remark is not None:
-            typer.echo(report.remark)
+            typer.echo(plain(report.remark))
         worst_names = ", ".join(each.image for each in report.worst(NAMED))
         typer.echo(plain(f"score of an image {report.score}; worst: {worst_names}"))
         typer.echo(plain(f"report: {folder / PAGE}"))

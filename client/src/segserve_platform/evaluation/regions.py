@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,11 @@ from segserve.errors import DatasetError
 from segserve.exports.coco import image_entry
 from segserve.exports.samples import SampleResult
 from segserve.results.annotation import AnnotatedResult, is_background
-from segserve.results.masks import EncodedMask, masks_of_labels
+from segserve.results.masks import EncodedMask, masks_of_labels, text_rle
 from segserve.results.values import SegmentClass
 from segserve.tiled.grid import Window
 from segserve.tiled.sources import DataMask
-from segserve_builder.scoring.quality import MATCH, Regions
+from segserve_builder.scoring.quality import MATCH, MOST_OBJECTS, Regions, most_of_a_class
 from segserve_common.errors import BadRequestError, ProtocolError
 from segserve_common.image_file import ImageFileError, describe_file
 from segserve_common.mask_encodings import annotation_counts
@@ -245,6 +245,54 @@ def read_map(image: LabelledImage, file: Path) -> NDArray[Any]:
     values = _pixels(image, file, _GREY)
     nodata = describe_file(file).nodata
     return values if nodata is None else np.where(values == nodata, NOT_LABELLED, values)
+
+
+def objects_of_maps(dataset: Dataset, known: Sequence[SegmentClass], chosen: Sequence[str] | None) -> Dataset:
+    """Return label maps without names of classes as objects of the only class of the model, or the only one chosen.
+
+    Values are then numbers of objects, 0 for none. Other data sets, and several classes, are left as they are.
+    """
+    names = [one.name for one in known if (one.name in chosen if chosen else not is_background(one.name))]
+    if dataset.labels != "maps" or dataset.classes is not None or len(names) != 1:
+        return dataset
+    listed = []
+    for image in dataset.images:
+        assert image.label_map is not None
+        values = _pixels(image, image.label_map, _GREY).astype(np.int64)
+        values[values == describe_file(image.label_map).nodata] = 0
+        found = [{"category_id": 1, "segmentation": text_rle(mask)} for mask in masks_of_labels(values).values()]
+        listed.append(replace(image, annotations=tuple(found), label_map=None))
+    counts = [len(image.annotations) for image in listed]
+    note = f"values of label maps are read as numbers of objects: {sum(counts)} of {names[0]!r}"
+    note += "; no map shows more than one: perhaps they are of classes" * (max(counts) < 2)
+    return replace(dataset, labels="objects", images=tuple(listed), classes={1: names[0]}, notes=(*dataset.notes, note))
+
+
+def detections_beyond_coco(labels: Iterable[Regions], found: Iterable[Regions]) -> list[int]:
+    """Return the largest number of detections of a class if an image has more labelled ones than COCO counts."""
+    return [max(most_of_a_class(found), MOST_OBJECTS)] * (most_of_a_class(labels) > MOST_OBJECTS)
+
+
+def limits_of(
+    labels: Sequence[tuple[Regions, Regions]], answers: Sequence[SampleResult | None], max_detections: int | None
+) -> list[str]:
+    """Return which limits of COCO's protocol, of the request and perhaps of the model cut answers of objects."""
+    if labels[0][0].boxes is None:
+        return []
+    found = [[] if answer is None else answer.document["annotations"] for answer in answers]
+    cut = sum(max(Counter(each["category_id"] for each in own).values(), default=0) > MOST_OBJECTS for own in found)
+    most, limit = most_of_a_class(own for own, _ in labels), max_detections or max(map(len, found))
+    full = [len(own.classes) > limit for (own, _), each in zip(labels, found, strict=True) if len(each) >= limit]
+    # Few objects, or one answer of such a number, are chance, unless it is a usual limit.
+    is_likely = any(full) and (limit % 50 == 0 or (sum(full) > 1 and limit >= 10))
+    notes = {
+        f"an image has {most} labelled objects of a class: AP counts all detections, AR100 the 100 best": most > 100,
+        f"AP and AR count the 100 best objects of a class, as COCO's do; answers with more: {cut}": cut and most <= 100,
+        f"answers that --max-detections {limit} perhaps cut: {len(full)}": max_detections and full,
+        f"images with more labelled objects than the {limit} of their answer, the most of any: {sum(full)}; perhaps a "
+        "limit of the model cut them (output.maxDetections, or its network's)": not max_detections and is_likely,
+    }
+    return [text for text, holds in notes.items() if holds]
 
 
 def data_of(image: LabelledImage) -> NDArray[np.bool_] | None:

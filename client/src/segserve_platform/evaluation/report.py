@@ -56,7 +56,8 @@ class EvaluationReport:
     `images`, each of which has its mean IoU, or the panoptic quality of its objects. An image that was not answered
     counts as one in which nothing was found. `slices` are by name, if any were requested. `crowds` is the number of
     labels that are marked as crowds (iscrowd, difficult) and count in no figure, `repeated` the number of objects that
-    are labelled again with the same class and outline.
+    are labelled again with the same class and outline. `notes` name label files that are absent or belong to no
+    image, and say how labels were read and which limits cut.
     """
 
     model: str
@@ -73,6 +74,7 @@ class EvaluationReport:
     slices: Mapping[str, SliceScore] = field(default_factory=dict)
     crowds: int = 0
     repeated: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def remark(self) -> str | None:
@@ -82,7 +84,7 @@ class EvaluationReport:
             f"{self.repeated} labels are copies of another one of their image, and count as missed": self.repeated,
             f"{len(self.failed)} of {len(self.images)} images were not answered, and count as empty": len(self.failed),
         }
-        return "; ".join(text for text, count in remarks.items() if count) or None
+        return "; ".join([*(text for text, count in remarks.items() if count), *self.notes]) or None
 
     @property
     def failed(self) -> tuple[ImageScore, ...]:
@@ -111,6 +113,7 @@ class EvaluationReport:
             "failedCount": len(self.failed),
             "crowdCount": self.crowds,
             "repeatedCount": self.repeated,
+            "notes": list(self.notes),
             "score": _json(self.score),
             "metrics": {name: _json(each) for name, each in self.metrics.items()},
             **{

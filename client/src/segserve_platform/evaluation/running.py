@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,10 +30,13 @@ from segserve_platform.evaluation.datasets import (
     few,
     matched_classes,
     read_dataset,
+    read_json,
+    read_text,
     repeated_labels,
+    spelling,
 )
 from segserve_platform.evaluation.estimates import mean_estimate
-from segserve_platform.evaluation.regions import check_size, document_of, without_gaps
+from segserve_platform.evaluation.regions import check_size, document_of, limits_of, objects_of_maps, without_gaps
 from segserve_platform.evaluation.report import EvaluationReport, ImageScore, SliceScore
 from segserve_platform.evaluation.scores import MAIN, DatasetScores, Task, measure_of, read_labels, score, score_slices
 
@@ -73,7 +77,9 @@ def slices_of(dataset: Dataset, by: str | os.PathLike[str] | Mapping[str, str]) 
     else:
         what = "the mapping of slices" if isinstance(by, Mapping) else repr(os.fspath(by))
         own = by if isinstance(by, Mapping) else _read(Path(by))
-        named = [own.get(image.name) or own.get(image.path.name) or "" for image in dataset.images]
+        alike = {spelling(name): text for name, text in own.items()}
+        both = [(image.name, image.path.name) for image in dataset.images]
+        named = [own.get(a) or own.get(b) or alike.get(spelling(a)) or alike.get(spelling(b)) or "" for a, b in both]
         if not any(named):
             raise DatasetError(
                 f"{what} has no image of the data set: it has {few(map(repr, own)) or 'none'}; the data set "
@@ -93,22 +99,21 @@ def _read(path: Path) -> dict[str, str]:
     if form not in (".csv", ".json"):
         raise DatasetError(f"slices must be {BY_FOLDER!r}, or a CSV or JSON file that names them, got {str(path)!r}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if form == ".json":
-            document = json.loads(text)
+            document = read_json(path)
             if not isinstance(document, dict):
                 raise DatasetError(
                     f"{str(path)!r} must have the slice of each image in an object, got {document!r:.80}"
                 )
             return _checked(path, list(document.items()))
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        columns = reader.fieldnames or ()
+        text = re.sub(r"\Asep=.\r?\n", "", read_text(path))  # Excel's own line
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         if not {"image", "slice"} <= {*columns}:
             raise DatasetError(f"{str(path)!r} must have the columns image and slice, got {few(columns, 20)}")
         return _checked(path, [(row["image"], row["slice"]) for row in reader])
-    except OSError as error:
-        raise DatasetError(f"slices {str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, csv.Error, RecursionError) as error:
+    except csv.Error as error:
         raise DatasetError(f"slices {str(path)!r} cannot be read: {error}") from error
 
 
@@ -186,11 +191,11 @@ def evaluate(
 ) -> EvaluationReport:
     """Send all images of a data set to a model, and score its answers against the labels.
 
-    `data` is a COCO or COCO panoptic JSON file, or a folder: with one such file, with `data.yaml` (YOLO), or with
-    `images` and `labels` (label maps as PNG or TIFF). `images` is the folder of a JSON file's images, which are
-    otherwise looked for beside it. `classes` names those that count, by default all of the data set. `score_threshold`
-    and `max_detections` are as in `Client.segment`; AP needs a low threshold. `resamples` samples of the images,
-    drawn with a fixed seed, give the intervals.
+    `data` is a COCO, COCO panoptic, Label Studio or LabelMe JSON file, or a folder: with one such file, or one of
+    LabelMe for each image, with `data.yaml` (YOLO), or with `images` and `labels` (label maps as PNG or TIFF). `images`
+    is the folder of a JSON file's images, which are otherwise looked for beside it. `classes` names those that count,
+    by default all of the data set. `score_threshold` and `max_detections` are as in `Client.segment`; AP needs a low
+    threshold. `resamples` samples of the images, drawn with a fixed seed, give the intervals.
 
     `by` divides the images into slices, each of which has its mean IoU, AP or PQ: by `folder`, or by a CSV file with
     the columns image and slice, a JSON file with the slice of each image, or the same as a mapping.
@@ -221,6 +226,8 @@ def evaluate(
             raise BadRequestError(
                 f"{model!r} is no segserve model: it has the outputs {', '.join(sorted(info.outputs))}"
             )
+        if task in ("instance", "detection", "keypoints"):
+            dataset = objects_of_maps(dataset, info.classes, classes)
         if dataset.classes is None:
             dataset = replace(dataset, classes={one.id: one.name for one in info.classes})
         measure = measure_of(task, dataset)
@@ -271,6 +278,7 @@ def evaluate(
         ),
         crowds=sum(len(own.classes) for _, own in labels),
         repeated=repeated_labels(dataset) if measure in ("masks", "boxes") else 0,
+        notes=(*dataset.notes, *limits_of(labels, results, max_detections)),
         options={
             "classes": [one.name for one in matched.values()],
             "scoreThreshold": score_threshold,

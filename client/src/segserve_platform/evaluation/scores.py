@@ -1,7 +1,8 @@
 """Scores of answers against labels: IoU and Dice, COCO's AP and AR, panoptic quality, with intervals.
 
-AP and AR are pycocotools' own. Intervals are quantiles of the scores of samples of the images (the bootstrap), which
-are drawn with a fixed seed.
+AP and AR are pycocotools' own; AP counts the 100 best detections of a class in an image, as COCO's does, or all if an
+image has more labelled objects of one. Intervals are quantiles of the scores of samples of the images (the bootstrap),
+which are drawn with a fixed seed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from segserve_platform.evaluation.regions import (
     box_of,
     counts_of,
     data_of,
+    detections_beyond_coco,
     object_labels,
     pixel_labels,
     segment_labels,
@@ -61,6 +63,7 @@ _ALLOWED: Final[Mapping[Task, tuple[str, ...]]] = {
     "keypoints": ("objects",),
 }
 _KINDS: Final = {"objects": "COCO annotations", "segments": "COCO panoptic annotations", "maps": "label maps"}
+_INSTANCE_MAPS: Final = ", or maps of numbers of objects of one class (--classes), without classes.txt"
 BINS: Final = 15
 
 
@@ -137,6 +140,7 @@ def measure_of(task: Task, dataset: Dataset) -> Measure:
             f"models of the task {task} cannot be evaluated on "
             f"{'labels of YOLO' if dataset.is_yolo else _KINDS[dataset.labels]}; they need "
             f"{' or '.join(_KINDS[each] for each in _ALLOWED[task])}"
+            f"{_INSTANCE_MAPS if dataset.labels == 'maps' and task != 'panoptic' else ''}"
         )
     if dataset.labels == "segments":
         return "pixels" if task == "semantic" else "segments"
@@ -346,8 +350,9 @@ def _score_objects(
         _coco(dataset, classes, annotations), _detections(dataset, classes, found), "segm" if masks else "bbox"
     )
     table = _MAIN_FIGURES if only_main else _FIGURES
+    judge.params.maxDets += detections_beyond_coco(labels, found)
     if only_main:
-        # One of the twelve precisions: objects of all sizes, up to a hundred of them.
+        # One of the twelve precisions: of objects of all sizes.
         judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], [_AREAS[0]]
         judge.params.maxDets = judge.params.maxDets[-1:]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -391,9 +396,9 @@ def _with_calibration(scores: DatasetScores, error: float) -> DatasetScores:
 CocoFigures: TypeAlias = Mapping[str, tuple[str, int | slice, int]]
 """By a figure's name: the array of pycocotools that it is the mean of, thresholds of IoU, number of detections."""
 _FIGURES: Final[CocoFigures] = {
-    "ap": ("precision", slice(None), 2),
-    "ap50": ("precision", 0, 2),
-    "ap75": ("precision", 5, 2),
+    "ap": ("precision", slice(None), -1),
+    "ap50": ("precision", 0, -1),
+    "ap75": ("precision", 5, -1),
     "ar1": ("recall", slice(None), 0),
     "ar10": ("recall", slice(None), 1),
     "ar100": ("recall", slice(None), 2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -65,6 +65,8 @@ def corrected(content: bytes, classes: Mapping[str, int], *, joins: bool) -> lis
         ]
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, ProtocolError) as error:
         raise GoldenError(f"not a COCO data set with images, categories and annotations: {error!r}") from error
+    if repeated := [name for name, count in Counter(each.file_name for each in images).items() if count > 1]:
+        raise GoldenError(f"the labels list {', '.join(repeated[:3])} more than once; expected each image once")
     return images
 
 

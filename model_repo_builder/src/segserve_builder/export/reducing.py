@@ -315,7 +315,7 @@ def _of_objects(
         for number, weight in found.weights.items():
             weights[number] += weight
             alike[number] += weight * found.classes[number]
-        changed.update(lost=sum(found.stable_only), added=sum(found.candidate_only))
+        changed.update(lost=sum(found.stable_only), added=sum(found.candidate_only), cut=found.left_out)
     classes = [
         ClassAccuracy(
             names.get(each, "further classes"), 1.0, alike[each] / weights[each], objects[each] >= LEAST_OBJECTS
@@ -323,7 +323,8 @@ def _of_objects(
         for each in sorted(weights)
     ]
     everything = ClassAccuracy("all classes", 1.0, sum(alike.values()) / sum(weights.values()) if weights else None)
-    return Accuracy("agreement with the answers before", [*classes, everything], (changed["lost"], changed["added"]))
+    measure = "agreement with the answers before" + (" (of each the 1,000 best objects)" if changed["cut"] else "")
+    return Accuracy(measure, [*classes, everything], (changed["lost"], changed["added"]))
 
 
 def _total(answers: Iterable[Answer]) -> Counter[int]:

@@ -74,7 +74,7 @@ class Agreement:
 
     `classes` are those in either answer: at most `MOST_CLASSES`, the rest joined as `OTHER_CLASSES`. `stable_only` and
     `candidate_only` are the numbers of (small, medium, large) objects without a partner as like as 0.5. `weights` are
-    what each class weighs in `value`.
+    what each class weighs in `value`. `left_out` are objects of both beyond the `MOST_OBJECTS` best of an answer.
     """
 
     value: float
@@ -82,6 +82,7 @@ class Agreement:
     stable_only: SizeCounts = (0, 0, 0)
     candidate_only: SizeCounts = (0, 0, 0)
     weights: Mapping[int, float] = field(default_factory=dict, compare=False)
+    left_out: int = 0
 
 
 def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
@@ -118,7 +119,8 @@ def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
             return _tallied(tallies)
         if not len(expected.classes) and not len(seen.classes):
             return Agreement(1.0)
-        return _of_objects(expected, seen, MATCH if kind == "segments" else 0.0)
+        found = _of_objects(expected, seen, MATCH if kind == "segments" else 0.0)
+        return replace(found, left_out=expected.left_out + seen.left_out)
     except _IncomparableError:
         return None
     except _MALFORMED:
@@ -140,6 +142,7 @@ class _Regions:
     points: Floats | None = None
     labels: NDArray[Any] | None = None
     ids: NDArray[np.int64] | None = None
+    left_out: int = 0
 
 
 def _kind(answer: Answer) -> Kind | None:
@@ -192,6 +195,7 @@ def _read_objects(answer: Answer, size: tuple[int, int]) -> _Regions:
         _masks(given["MASKS"][best], len(best), size) if "MASKS" in given else None,
         given["BOXES"].astype(np.float64).reshape(count, 4)[best] if "BOXES" in given else None,
         given["KEYPOINTS"].astype(np.float64)[best] if "KEYPOINTS" in given else None,
+        left_out=count - len(best),
     )
 
 

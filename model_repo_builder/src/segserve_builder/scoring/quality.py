@@ -7,7 +7,8 @@ class's pixels that were found.
 Objects (instances, panoptic segments, boxes, keypoints): an image's quality, and a class's, is the panoptic quality of
 Kirillov et al. (2019), `sum of IoU of matched / (matched + (missed + false) / 2)`, with COCO's greedy matching at 0.5
 where the likeness is the IoU of masks or of boxes, or the object keypoint similarity. Recall is the share of labelled
-objects that were found, and AP the average precision of COCO (0.50 to 0.95, 101 points, 100 objects an image). ECE is
+objects that were found, and AP the average precision of COCO (0.50 to 0.95, 101 points, the 100 best objects of a class
+in an image, or all if an image has more labelled ones: the limit would bound what can be reached). ECE is
 the expected calibration error of Naeini et al. (2015) for detections, as in Kueppers et al. (2020): how far scores are
 from the share of objects that match a labelled one, on average over tenths of the scores' range.
 
@@ -19,6 +20,7 @@ the IoU of their masks and the IoU of their bands.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -111,8 +113,8 @@ def score_samples(
 
     Labels and answers are compared once. With `false_classes` a class that only answers show counts as one with a
     quality of 0, as in COCO's panoptic quality and the usual mean IoU. In each class, the `most` best objects of an
-    image count. With `above_match` a likeness of exactly 0.5 is not a match, as in COCO's panoptic quality. With
-    `outlines` these are compared as well, where labels and answers have masks.
+    image count, or all if an image has more labelled ones. With `above_match` a likeness of exactly 0.5 is not a match,
+    as in COCO's panoptic quality. With `outlines` these are compared as well, where labels and answers have masks.
     """
     pairs = list(zip(labels, answers, strict=True))
     scored = (*labels, *answers) if false_classes else labels
@@ -129,6 +131,9 @@ def score_samples(
             yield quality
         return
 
+    if most is not None and most_of_a_class(labels) > most:
+        most = None
+
     def matched(label: Regions, answer: Regions, bands: tuple[Regions, Regions] | None = None) -> dict[int, _Matching]:
         return {n: _matching(label, answer, n, most, above_match=above_match, bands=bands) for n in known}
 
@@ -140,6 +145,11 @@ def score_samples(
             by_class = {number: _panoptic([outlined[index][number] for index in sample]) for number in known}
             quality = _with_outlines(quality, by_class)
         yield quality
+
+
+def most_of_a_class(images: Iterable[Regions]) -> int:
+    """Return the largest number of objects that one image has of one class."""
+    return max((count for regions in images for count in Counter(regions.classes).values()), default=0)
 
 
 def _with_outlines(quality: Quality, classes: Mapping[int, float]) -> Quality:

@@ -156,6 +156,14 @@ def test_what_is_no_data_set_is_refused(content: bytes, told: str) -> None:
         corrected(content, {"coin": 1}, joins=False)
 
 
+def test_an_image_that_is_listed_twice_is_named() -> None:
+    document = json.loads(corrections())
+    document["images"].append(document["images"][0] | {"id": 6, "file_name": "other/x.jpg"})
+
+    with pytest.raises(GoldenError, match=r"lists? x\.jpg more than once"):
+        corrected(json.dumps(document).encode(), {"coin": 1}, joins=False)
+
+
 def test_a_class_that_the_model_does_not_have_is_named() -> None:
     with pytest.raises(GoldenError, match="'coin'; the model has road"):
         corrected(corrections(), {"road": 1}, joins=False)

@@ -155,6 +155,13 @@ def test_the_same_answer_agrees_fully_and_nothing_agrees_with_nothing() -> None:
     assert found(boxes(), boxes()) == Agreement(1.0)
 
 
+def test_objects_beyond_those_that_are_compared_are_counted() -> None:
+    many = boxes(*((CAR, (x, y, x + 1, y + 1), 0.9) for x in range(50) for y in range(30)))
+
+    assert (found(many, boxes((CAR, BOX, 0.9))).left_out, found(many, many).left_out) == (500, 1000)
+    assert found(many, boxes()).left_out == 500
+
+
 def test_an_instance_that_only_one_side_has_costs_its_score_and_is_counted_by_its_size() -> None:
     small, medium = (CAR, (50, 40, 60, 50), 0.3), (CAR, (0, 0, 40, 40), 0.9)
     result = found(instances(medium, small), instances(medium))

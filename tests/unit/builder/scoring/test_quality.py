@@ -196,15 +196,19 @@ def test_a_class_that_only_answers_show_counts_as_nothing_right_where_it_is_aske
     assert (counted.classes, counted.means["iou"]) == ({0: 1.0, 1: 0.0}, 0.5)
 
 
-def test_all_objects_of_an_image_count_where_no_limit_is_set() -> None:
+@pytest.mark.parametrize("labelled", [99, 100, 101, 192])
+def test_the_limit_of_objects_never_bounds_what_can_be_reached(labelled: int) -> None:
     boxes = [(x, y, x + 4, y + 4) for x in range(0, 80, 5) for y in range(0, 60, 5)]
     every = objects(*((CAR, box, 0.9) for box in boxes))
+    known = objects(*((CAR, box, 0.9) for box in boxes[:labelled]))
 
-    (limited,) = score_samples("objects", [every], [every], [[0]])
-    (whole,) = score_samples("objects", [every], [every], [[0]], most=None)
+    (perfect,) = score_samples("objects", [known], [known], [[0]])
+    (limited,) = score_samples("objects", [known], [every], [[0]])
+    (whole,) = score_samples("objects", [known], [every], [[0]], most=None)
 
-    assert limited.classes == {CAR: pytest.approx(100 / (100 + 92 / 2))}
-    assert (whole.classes, whole.images) == ({CAR: 1.0}, (1.0,))
+    assert (perfect.classes, perfect.means["ap"], perfect.means["recall"]) == ({CAR: 1.0}, 1.0, 1.0)
+    assert limited.classes == {CAR: pytest.approx(labelled / ((labelled + (100 if labelled <= 100 else 192)) / 2))}
+    assert whole.classes == {CAR: pytest.approx(labelled / ((labelled + 192) / 2))}
 
 
 def test_half_of_a_region_matches_it_unless_more_than_half_is_asked_for() -> None:

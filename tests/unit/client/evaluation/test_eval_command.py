@@ -49,7 +49,7 @@ def test_slices_are_rows_of_the_table(served: Served, folder: Path, command: Com
     complaint = command("eval", "discs", "--data", folder / "coco", "--images", folder / "images", "--by", "night.csv")[
         2
     ]
-    assert "slices 'night.csv' cannot be read: No such file" in complaint
+    assert "'night.csv' cannot be read: No such file" in complaint
 
 
 def test_an_image_that_fails_is_named_and_makes_the_exit_code_1(served: Served, folder: Path, command: Command) -> None:

@@ -221,6 +221,14 @@ def test_a_verdict_says_where_expected_answers_stood_in_for_labels() -> None:
     assert "not labels" not in golden(scores(0.9, 0.9)).message
 
 
+def test_a_verdict_says_what_is_beyond_the_limits_of_reports() -> None:
+    message = golden(scores(0.9, 0.9, images_left_out=44, classes_left_out=3)).message
+
+    assert "3 further classes count in the means and are not judged each" in message
+    assert "44 further images count in the means alone" in message
+    assert "further" not in golden(scores(0.9, 0.9)).message
+
+
 # Servers
 
 GIB = 2.0**30

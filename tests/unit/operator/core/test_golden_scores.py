@@ -162,6 +162,13 @@ def test_the_mean_over_servers_is_compared_image_by_image() -> None:
     assert found.numbers["iou.stable"] == pytest.approx(rows[3:].mean(), abs=1e-4)
 
 
+def test_a_verdict_counts_images_and_classes_that_no_report_has_one_by_one() -> None:
+    own = GOOD.model_copy(update={"images": 300, "classes_left_out": 7})
+
+    assert "7 further classes" in verdict(seen(groups=pair(own=own))).message
+    assert "260 further images" in verdict(seen(groups=pair(own=own))).message
+
+
 def test_a_candidate_that_is_worse_on_one_sites_images_is_stopped_whichever_images_stable_did_not_answer() -> None:
     rng = np.random.default_rng(1)
     names = ["north" if number % 10 else "south" for number in range(80)]

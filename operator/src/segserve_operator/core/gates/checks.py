@@ -54,7 +54,8 @@ class Scores:
     the set does not; it is empty if no image has a slice. `classes` has the score of each class by name, `means` each
     metric: `iou`, with masks `boundaryIou`, `recall` and, for objects with scores, `ap` and `ece`. If stable answered
     nothing, its scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its
-    expected answer stands in for them: the scores then measure agreement with it.
+    expected answer stands in for them: the scores then measure agreement with it. `images_left_out` and
+    `classes_left_out` are the numbers of those beyond what a server reports one by one.
     """
 
     paired: tuple[Pair, ...] = ()
@@ -62,6 +63,8 @@ class Scores:
     means: Mapping[str, Pair] = field(default_factory=dict)
     labelled: bool = True
     slices: tuple[str, ...] = ()
+    images_left_out: int = 0
+    classes_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,10 @@ def _dropped(spec: GoldenQualityGate, scores: Scores) -> str:
 
 
 def _about(scores: Scores, message: str) -> str:
+    if scores.classes_left_out:
+        message = f"{message}; {scores.classes_left_out} further classes count in the means and are not judged each"
+    if scores.images_left_out:
+        message = f"{message}; {scores.images_left_out} further images count in the means alone"
     return message if scores.labelled else f"{message}; measured against expected answers, not labels"
 
 

@@ -173,6 +173,8 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
         means={name: (value, former_means.get(name, np.nan)) for name, value in means.items()},
         labelled=all(report.labelled for report in candidate),
         slices=tuple(name for name, is_paired in zip(slices, compared, strict=False) if is_paired),
+        images_left_out=candidate[0].images - len(images),
+        classes_left_out=candidate[0].classes_left_out,
     )
 
 
