@@ -242,9 +242,9 @@ def describe(data: Data) -> ImageHeader:
             raise ImageFileError(f"TIFF image is damaged or cut short: {error}") from error
     seen = f"its first bytes are {bytes(data[:8])!r}" if len(data) else "it is empty"
     head = bytes(data[:_HEAD])
-    for offset, signature, kind, way in _KINDS:
+    for offset, signature, what, way in _KINDS:
         if re.match(signature, head[offset:], re.DOTALL):
-            seen = f"it is {kind}{way and f': {way}'}"
+            seen = f"it is {what}{way and f': {way}'}"
             break
     raise ImageFileError(f"image is not a JPEG, PNG, WebP or TIFF file: {seen}")
 

@@ -49,7 +49,7 @@ _OTHERS_WORDS: Final = {
     "json": "to_json()",
     "to_df": "to_pandas()",
     "pandas": "to_pandas()",
-    "to_csv": "to_rows(), or to_pandas().to_csv(path)",
+    "to_csv": "to_pandas(), whose to_csv writes it, or to_rows()",
     "verbose": "summary()",
     "orig_shape": "size, (height, width)",
     "orig_img": "the image that was sent; results do not keep it",
