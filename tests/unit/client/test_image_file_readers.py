@@ -366,6 +366,7 @@ def test_every_kind_of_file_is_one_picture_to_all_ways_in_or_is_refused_as_the_p
     written = "\n".join(f"| {' | '.join(row)} |" for row in table)
     head, begin, rest = IMAGES_PAGE.read_text().partition("<!-- written by a test -->\n\n")
     _, end, tail = rest.partition("\n\n<!-- end -->")
+    assert all((begin, end)), "the page has the marks"
     if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
         IMAGES_PAGE.write_text(head + begin + written + end + tail)
     assert written in IMAGES_PAGE.read_text()
