@@ -362,7 +362,8 @@ def check_left_out(read: TensorSpec, signature: NetworkSignature) -> None:
 def _is_beside_maps(tensor: TensorSpec) -> bool:
     if not tensor.dtype.startswith(("FP", "BF")) or OBJECT_NAMES.search(tensor.name):
         return False
-    return len(tensor.shape) == 4 or (len(tensor.shape) < 3 and tensor.shape[-1] not in BOX_SIZES)
+    is_vector = tensor.shape[-1] not in BOX_SIZES or re.match("(?i)label|class|cls|aux", tensor.name)
+    return len(tensor.shape) == 4 or (len(tensor.shape) < 3 and bool(is_vector))
 
 
 def thing_ids(model: ModelContext) -> frozenset[int]:
