@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +60,24 @@ def test_every_how_to_runs_as_it_is_and_prints_and_writes_what_it_says(
     assert sorted(header(script, "writes").split()) == sorted(
         each.name for each in tmp_path.iterdir() if each.name != "examples"
     )
+
+
+def test_the_notebook_of_the_examples_runs_in_its_folder(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = ROOT / "examples/coins"
+    shutil.copy(folder / "coins.png", tmp_path)
+    cells = json.loads((folder / "coins.ipynb").read_text())["cells"]
+    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env=environment(request, ""),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    found, shares = done.stdout.splitlines()
+    assert re.fullmatch(r"24 coins, the largest of \d+ pixels", found)
+    assert all(0.1 < share < 0.6 for share in json.loads(shares))
