@@ -60,6 +60,9 @@ _FORMATS: Final = {1: "unsigned", 2: "signed", 3: "float"}
 _RAW: Final = "a camera's raw file; develop it to JPEG or TIFF first"
 _RAW_SIGNATURES: Final = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJI", b"FOVb", b"IIII")
 _OTHER_BRANDS: Final = {b"crx ": _RAW, b"heic": "a HEIC file", b"mif1": "a HEIC file", b"avif": "an AVIF file"}
+# What the signatures of files are in base64, at the start or after what is no base64; JPEG's also for URLs.
+_BASE64: Final = re.compile(rb"(?:\A|[^\w+/])(iVBORw0K|[/_]9j[/_]|UklGR|SUk[qr]A|TU0AK|R0lGOD)|\A\s*data:[\w/]*[;,]")
+_BASE64_FORMATS: Final = {b"iV": "PNG", b"/9": "JPEG", b"_9": "JPEG", b"Uk": "WebP", b"SU": "TIFF", b"TU": "TIFF"}
 ALLOWED_SAMPLES: Final = "unsigned 8 bit, and unsigned 16 bit as grey or interleaved RGB or RGBA"
 
 
@@ -197,7 +200,20 @@ def describe(data: Data) -> ImageHeader:
     seen = f"its first bytes are {bytes(data[:8])!r}" if len(data) else "it is empty"
     if data[4:8] == b"ftyp" and data[8:12] in _OTHER_BRANDS:
         seen = f"it is {_OTHER_BRANDS[data[8:12]]}"
+    seen = _base64_in(bytes(data[:512])) or seen
     raise ImageFileError(f"image is not a JPEG, PNG, WebP or TIFF file: {seen}")
+
+
+def _base64_in(head: bytes) -> str:
+    """Return what a file is if it begins with an image in base64, bare, in JSON or a data: URL; else empty."""
+    found = _BASE64.search(head.replace(b"\\/", b"/").replace(b"%2F", b"/"))
+    if found is None:
+        return ""
+    format_ = _BASE64_FORMATS.get((found[1] or b"")[:2], "file")
+    return (
+        f"it is the base64 text of a {format_}; send the bytes themselves, or "
+        '{"image": "<base64>"} as application/json to POST /v1/models/NAME:segment'
+    )
 
 
 def _jpeg(data: Data) -> ImageHeader:
