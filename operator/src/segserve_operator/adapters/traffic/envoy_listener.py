@@ -356,6 +356,8 @@ def render_local_replies(
         )
     # A model that the caller may not use does not exist for him.
     missing = {"or_filter": {"filters": [status_filter(404), _details(DENIED)]}}
+    images = "POST /v1/models/NAME:segment" + ("" if plain_http else ", if the pool has gateway.plainHttp")
+    places = f"tensors go to POST /v2/models/NAME/infer, images to {images}"
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
     late = "the request did not arrive in time"
     overflow = _details("upstream_reset_before_response_started{overflow")
@@ -392,7 +394,7 @@ def render_local_replies(
             grpc_reply([half_sent, grpc], send_again, _UNAVAILABLE),
             grpc_reply([grpc], _BODY),
             http_reply([missing, named], unknown) | {"status_code": 404},
-            http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
+            http_reply([status_filter(404)], f"no such path: %REQ(:PATH)%; {places}"),
             *translation_replies(max_request_bytes, enabled=plain_http),
             http_reply([oversize], limit) | {"status_code": 413},
             http_reply([limited], limit_reached),
@@ -456,7 +458,7 @@ def _buffered(max_request_bytes: int) -> Json:
 
     A caller that sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
     """
-    plain = header_matches(PLAIN_HEADER, {"exact": "1"})
+    plain = header_matches(PLAIN_HEADER, {"safe_regex": {"google_re2": {}, "regex": ".+"}})
     # By the path, which decides the route, and not by a content type, which any request may have.
     grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
     return unless({"or_matcher": {"predicate": [plain, grpc]}}, body_buffer(max_request_bytes))

@@ -19,6 +19,7 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
+from segserve_builder.imaging.json_image import MAX_FILE_BYTES
 from segserve_builder.openapi import describe_gateway
 from segserve_operator.adapters.traffic.envoy_extensions import (
     body_buffer,
@@ -40,8 +41,10 @@ _NAME: Final = "segserve.plain_http"
 metadata that has the path of a request as it came in, and its method."""
 PLAIN_HEADER: Final = "x-segserve-plain"
 """Header of a request that is translated."""
-MAX_PLAIN_BYTES: Final = 16 * 2**20
-"""Most bytes of an image, and of an answer: a script blocks its thread for some 4 ms a MiB."""
+MAX_PLAIN_BYTES: Final = MAX_FILE_BYTES
+"""Most bytes of an image, and of an answer."""
+_ENVELOPE_BYTES: Final = 4096
+"""Most bytes of a body of JSON beside an image in base64."""
 _MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
 """Most bytes of all answers that a thread translates at once."""
 PROBES: Final = ("/healthz", "/readyz")
@@ -76,18 +79,20 @@ def head_filters(*, enabled: bool) -> list[Json]:
         return []
     # Strangers may send them, and a server reads all that it gets.
     probes = header_matches(":path", {"safe_regex": {"google_re2": {}, "regex": _PROBE}})
-    return [_held_where(probes, _PROBE_BYTES), _translation(0, is_head=True)]
+    return [_held_where(probes, _PROBE_BYTES), _translation(is_head=True)]
 
 
 def image_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filter that holds an image until it is whole, and refuses a larger one (413)."""
-    is_plain = header_matches(PLAIN_HEADER, {"exact": "1"})
-    return [_held_where(is_plain, _bound(max_request_bytes))] if enabled else []
+    bounds = {"1": _bound(max_request_bytes), "json": _json_bound(max_request_bytes)}
+    held = [_held_where(header_matches(PLAIN_HEADER, {"exact": mark}), most) for mark, most in bounds.items()]
+    return held if enabled else []
 
 
 def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filter that translates bodies, after the access and limits of the request's model."""
-    return [_translation(_bound(max_request_bytes), is_head=False)] if enabled else []
+    bounds = {"MAX_BYTES": _bound(max_request_bytes), "MAX_JSON_BYTES": _json_bound(max_request_bytes)}
+    return [_translation(is_head=False, **bounds)] if enabled else []
 
 
 def _bound(max_request_bytes: int) -> int:
@@ -95,10 +100,15 @@ def _bound(max_request_bytes: int) -> int:
     return min(max_request_bytes, MAX_PLAIN_BYTES)
 
 
-def _translation(max_bytes: int, *, is_head: bool) -> Json:
+def _json_bound(max_request_bytes: int) -> int:
+    """Return the most bytes of a body of JSON whose image has as many as are allowed."""
+    return min(max_request_bytes, 4 * _bound(max_request_bytes) // 3 + _ENVELOPE_BYTES)
+
+
+def _translation(*, is_head: bool, **bounds: int) -> Json:
     answers = {"MOST_ANSWER_BYTES": MAX_PLAIN_BYTES, "MOST_HELD_BYTES": _MAX_HELD_BYTES}
     script = lua_filter(
-        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, PAGE=_PAGE, MAX_BYTES=max_bytes, **answers
+        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, PAGE=_PAGE, **bounds, **answers
     )
     return {**script, "name": _NAME}
 
