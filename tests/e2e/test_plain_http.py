@@ -110,6 +110,24 @@ def test_base64_is_named_at_every_door(coins: Running, photo: bytes) -> None:
     assert ask(coins, photo, "coins").status_code == 200
 
 
+@pytest.mark.needs("chromium")
+def test_the_page_sends_an_image_and_shows_the_answer(coins: Running, photo: bytes) -> None:
+    from fakes.page_browser import chromium, silent
+
+    with chromium() as browser, silent(browser, f"{coins.url}/docs") as page:
+        page.get_by_label("Model").fill("coins-instances")
+        page.get_by_label("Image").set_input_files([{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo}])
+        page.get_by_label("max_detections").fill("2")
+        page.get_by_label("encoding").select_option("polygons")
+        page.get_by_role("button", name="Send").click()
+        page.locator("pre").wait_for()
+        shown, paths = json.loads(page.locator("pre").inner_text()), page.locator("#paths").inner_text()
+
+    expected = ask(coins, photo, "coins-instances", max_detections=2, encoding="polygons").json()
+    assert shown == expected
+    assert "POST /v1/models/{model}:segment: Segment an image" in paths
+
+
 @pytest.mark.needs("curl")
 def test_the_page_about_curl_does_what_it_says(coins: Running, photo: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photo)

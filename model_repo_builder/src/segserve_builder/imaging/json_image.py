@@ -13,7 +13,6 @@ MAX_FILE_BYTES: Final = 16 * 2**20
 """Most bytes of an image that comes by plain HTTP: a script of the gateway blocks its thread for some 4 ms a MiB."""
 _ALLOWED: Final = 'allowed is {"image": "<base64>"}, with options in the query'
 _BEGIN: Final = re.compile(rb"\s{0,64}\{")
-_EMPTY: Final = re.compile(r"\s*\{\s*\}\s*")
 _KEY: Final = re.compile(r'\s*[{,]\s*"([^"\\]*)"\s*:\s*(.)?', re.DOTALL)
 _END: Final = re.compile(r"\s*\}\s*")
 _KINDS: Final = {"[": "a list", "{": "an object", "n": "null", "t": "a boolean", "f": "a boolean", None: "missing"}
@@ -33,8 +32,8 @@ def image_file_of(data: bytes) -> bytes:
         text = data.decode()
         key = _KEY.match(text)
         if key is None:
-            missing = "has no image" if _EMPTY.fullmatch(text) else "cannot be read"
-            raise ImageFileError(f"the JSON of the body {missing}; {_ALLOWED}")
+            wrong = "cannot be read" if text.strip("{} \t\r\n") else "has no image"
+            raise ImageFileError(f"the JSON of the body {wrong}; {_ALLOWED}")
         if key[1] != "image":
             raise ImageFileError(f"the JSON of the body has the unknown key {key[1][:80]!r}; {_ALLOWED}")
         if key[2] != '"':

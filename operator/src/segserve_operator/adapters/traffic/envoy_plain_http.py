@@ -51,6 +51,9 @@ PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script has the paths of KServe v2 that answer them."""
 _PAGE: Final = "/index.html"
 """What a browser gets at `/`; it runs no script and loads nothing."""
+_DOCS: Final = "/docs"
+"""A page that sends requests to the gateway alone."""
+_FILES: Final = {_PAGE: "page.html", _DOCS: "docs.html"}
 _PROBE_BYTES: Final = 4096
 """Most bytes of a probe's body. An error in answer to it has to fit as well."""
 _PROBE: Final = f"({'|'.join(PROBES)}).*"
@@ -150,20 +153,31 @@ def document_replies(*, enabled: bool) -> list[Json]:
         return []
     matched = [status_filter(200), details_filter(" == 'direct_response'")]
     with_body = [status_filter(413), header_filter(":path", {"safe_regex": {"regex": _PROBE}})]
-    style = _template().partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    page_headers = {
-        "content-security-policy": f"{policy}; frame-ancestors 'none'",
+    return [
+        *(
+            text_reply([*matched, header_filter(":path", {"prefix": path})], "text/html; charset=utf-8", _headers(path))
+            for path in _FILES
+        ),
+        text_reply(matched, "application/json", {"vary": "accept"}),
+        http_reply(with_body, "a probe needs no body"),
+    ]
+
+
+def _headers(page: str) -> dict[str, str]:
+    """Return the headers of a page, which allow its own style, and its own script to call the gateway."""
+    text = _template(page)
+    sources = ["default-src 'none'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+    for kind in ("style", "script"):
+        content = text.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        sources += [f"{kind}-src 'sha256-{digest}'"] if content else []
+    sources += ["connect-src 'self'"] if "<script>" in text else []
+    return {
+        "content-security-policy": "; ".join(sources),
         "referrer-policy": "no-referrer",
         "vary": "accept",
         "x-content-type-options": "nosniff",
     }
-    return [
-        text_reply([*matched, header_filter(":path", {"prefix": _PAGE})], "text/html; charset=utf-8", page_headers),
-        text_reply(matched, "application/json", {"vary": "accept"}),
-        http_reply(with_body, "a probe needs no body"),
-    ]
 
 
 def documents(plan: TrafficPlan) -> dict[str, str]:
@@ -180,16 +194,17 @@ def documents(plan: TrafficPlan) -> dict[str, str]:
         "name": "segserve",
         "version": release,
         **({} if names is None else {"models": models}),
-        "links": {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
+        "links": {"openapi": "/openapi.json", "docs": _DOCS, "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
     }
     document = json.dumps(describe_gateway(names, version=release))
     listed = {} if names is None else {"/v1/models": json.dumps({"models": models}) + "\n"}
-    return {"/": json.dumps(index) + "\n", _PAGE: _page(names, release), "/openapi.json": document + "\n", **listed}
+    pages = {_PAGE: _page(names, release), _DOCS: _template(_DOCS)}
+    return {"/": json.dumps(index) + "\n", **pages, "/openapi.json": document + "\n", **listed}
 
 
 @cache
-def _template() -> str:
-    return files("segserve_operator.adapters.traffic").joinpath("page.html").read_text()
+def _template(page: str) -> str:
+    return files("segserve_operator.adapters.traffic").joinpath(_FILES[page]).read_text()
 
 
 def _page(names: Sequence[str] | None, release: str) -> str:
@@ -200,4 +215,4 @@ def _page(names: Sequence[str] | None, release: str) -> str:
     elif names:
         models = f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
     example = f"http://GATEWAY/v1/models/{escape(names[0]) if names else 'NAME'}:segment"
-    return Template(_template()).substitute(version=escape(release), models=models, example=example)
+    return Template(_template(_PAGE)).substitute(version=escape(release), models=models, example=example)

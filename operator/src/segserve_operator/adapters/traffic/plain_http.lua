@@ -17,7 +17,7 @@
 -- time must be linear in what callers send.
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
-local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
+local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/docs"] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
 local ITSELF = "send the image itself (curl --data-binary @FILE)"
 local HOW = ITSELF .. ", or as a form's file (curl -F image=@FILE)"
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
