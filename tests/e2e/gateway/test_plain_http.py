@@ -27,7 +27,7 @@ from fakes.waiting import HANG_S
 from segserve_builder import openapi
 from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
-from segserve_operator.api.access import Auth
+from segserve_operator.api.access import Auth, Cors
 from segserve_operator.core.traffic import RequestRate, RouteLimits, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
@@ -455,6 +455,7 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
             *probes.values(),
             "/",
             "/openapi.json",
+            "/docs",
         ):
             assert (await stranger.get(path)).status_code == 401, path
         assert_problem(await stranger.post("/healthz", content=b"a"), 405, "allowed is GET", "POST")
@@ -466,7 +467,7 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
 
 
 async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(plain: Plain) -> None:
-    links = {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
+    links = {"openapi": "/openapi.json", "docs": "/docs", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
     about = {"name": "segserve", "version": version("segserve"), "links": links}
     restricted = await plain.client.get("/")
     assert_problem(
@@ -517,6 +518,21 @@ async def test_a_browser_gets_a_page_at_the_root_and_other_programs_json(plain: 
         assert answer.headers["vary"] == "accept"
     refused = await plain.client.post("/", headers={"accept": BROWSER}, content=b"image")
     assert_problem(refused, 405, "allowed is GET", "POST")
+
+
+async def test_a_page_tries_the_description_and_loads_nothing_from_elsewhere(plain: Plain) -> None:
+    page = await plain.client.get("/docs")
+
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = page.headers["content-security-policy"].split("; ")
+    for kind in ("style", "script"):
+        content = page.text.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        assert f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "form-action 'none'"} <= set(policy)
+    assert "://" not in page.text
+    assert "coins" not in page.text
+    assert_problem(await plain.client.post("/docs", content=b"image"), 405, "allowed is GET", "POST")
+    assert plain.server.asked == []
 
 
 async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_mistaken(plain: Plain) -> None:
@@ -631,6 +647,41 @@ async def test_pages_of_this_machine_may_call_a_local_gateway(
     said = "access-control-allow-origin"
     assert (preflight.headers.get(said) == origin, answer.headers.get(said) == origin) == (allowed, allowed)
     assert answer.status_code == 200
+
+
+ORIGINS = ("https://app.example.com", "http://tools.example.com:8443", "https://[::1]:8443")
+
+
+async def test_pages_of_named_origins_may_call_a_gateway_that_wants_credentials(
+    tmp_path: Path, old: StubTriton
+) -> None:
+    MountedSecret(tmp_path / "callers", {"htpasswd": key_line("team-a", "s").encode()})
+    spec = Auth.model_validate({"apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}]})
+    auth = AuthSettings(spec, (tmp_path,), tmp_path / "auth")
+    old.said = answered()
+    preflight = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    options = {"auth": auth, "plain_http": True, "cors": Cors(origins=ORIGINS)}
+    async with running_gateway(tmp_path / "gateway", **options) as gateway, httpx.AsyncClient(timeout=HANG_S) as page:
+        await gateway.traffic.apply(served(old))
+        url = f"{gateway.traffic.url}{PATH}"
+        for origin in ORIGINS:
+            allowed = await page.options(url, headers={"origin": origin, **preflight})
+            assert allowed.status_code == 204
+            assert "x-api-key" in allowed.headers["access-control-allow-headers"]
+            answer = await page.post(
+                url, content=b"image", headers={"origin": origin, "x-api-key": api_key("team-a", "s")}
+            )
+            stranger = await page.post(url, content=b"image", headers={"origin": origin})
+            assert (answer.status_code, stranger.status_code) == (200, 401)
+            for each in (allowed, answer, stranger):
+                assert each.headers["access-control-allow-origin"] == origin
+                assert "access-control-allow-credentials" not in each.headers
+        others = ("https://app.example.com.evil.example", "https://app", "", "*", "null", "http://app.example.com")
+        for origin in (*others, "http://localhost", f"{ORIGINS[0]}/", ORIGINS[0].upper()):
+            refused = await page.options(url, headers={"origin": origin, **preflight})
+            assert refused.status_code == 401, origin
+            assert "access-control-allow-origin" not in refused.headers, origin
+        assert (await page.options(url, headers={"origin": ORIGINS[0]})).status_code == 401
 
 
 async def test_a_gateway_without_it_has_no_such_path(tmp_path: Path, old: StubTriton) -> None:

@@ -64,6 +64,7 @@ from segserve_operator.adapters.traffic.envoy_telemetry import (
     tracing,
 )
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
+from segserve_operator.api.access import Cors
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, Tracing
 from segserve_operator.core.traffic import RESTART_S
@@ -124,7 +125,8 @@ class EnvoySettings:
     can open. Before Envoy uses more than `heap_bytes` of memory, the largest requests are reset and new ones rejected
     (503). With `tls` the public listener speaks only TLS. With `access_log` callers' requests are logged, into
     `access_log_file` or to stdout. With `tracing` they have spans. With `metrics_socket` the public listener answers
-    `/metrics` from there. With `plain_http` it also takes an image as the body of a request.
+    `/metrics` from there. With `plain_http` it also takes an image as the body of a request. Web pages of the origins
+    in `cors` may call it.
     """
 
     host: str = "127.0.0.1"
@@ -138,6 +140,7 @@ class EnvoySettings:
     auth: AuthSettings | None = None
     affinity: SessionAffinity | None = None
     plain_http: bool = False
+    cors: Cors | None = None
     access_log: AccessLog | None = None
     access_log_file: Path | None = None
     metrics_socket: str | None = None
@@ -255,7 +258,9 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     # The caller, and what it calls.
     open_paths = PROBES if is_plain else ()
     caller = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
-    pages = [lua_filter("pages.lua", NOTED="segserve.pages")] if settings.is_open and not listener.internal else []
+    origins = "\n".join(("", *settings.cors.origins, "")) if settings.cors is not None else ""
+    script = lua_filter("pages.lua", NOTED="segserve.pages", ORIGINS=origins, IS_LOCAL=settings.is_open)
+    pages = [script] if (origins or settings.is_open) and not listener.internal else []
     called = [*pages, *noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
     sizes = bounded_bodies(settings.max_request_bytes)
     sizes += image_filters(settings.max_request_bytes, enabled=is_plain)
