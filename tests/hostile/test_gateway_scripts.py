@@ -221,10 +221,18 @@ def test_an_image_that_a_few_bytes_become_is_refused_above_a_bound_of_its_own(ga
     assert gateway.triton.asked == []
 
 
-def test_many_images_at_once_take_no_more_memory_than_their_bytes(gateway: Guarded) -> None:
+@pytest.mark.parametrize(
+    ("content_type", "most"),
+    [("image/png", MAX_PLAIN_BYTES - 1000), ("application/json", 4 * MAX_PLAIN_BYTES // 3)],
+    ids=["image", "JSON"],
+)
+def test_many_images_at_once_take_no_more_memory_than_their_bytes(
+    gateway: Guarded, content_type: str, most: int
+) -> None:
     """A script's memory is not in what Envoy bounds: each image was in it three times, until it was collected."""
-    bomb = gzip.compress(bytes(MAX_PLAIN_BYTES - 1000))
-    request = head("content-encoding: gzip", f"content-length: {len(bomb)}", "connection: close", path=PLAIN) + bomb
+    bomb = gzip.compress(bytes(most))
+    kind = ("content-encoding: gzip", f"content-type: {content_type}", "connection: close")
+    request = head(*kind, f"content-length: {len(bomb)}", path=PLAIN) + bomb
     with ExitStack() as stack:
         callers = [stack.enter_context(connected(gateway.port)) for _ in range(24)]
         for caller in callers:
@@ -232,7 +240,7 @@ def test_many_images_at_once_take_no_more_memory_than_their_bytes(gateway: Guard
         first = [caller.recv(12) for caller in callers]
 
     assert first == [b"HTTP/1.1 200"] * len(callers)
-    assert gateway.peak_mib < 2 * len(callers) * MAX_PLAIN_BYTES / MEBIBYTE
+    assert gateway.peak_mib < 2 * len(callers) * most / MEBIBYTE
 
 
 def test_an_answer_beyond_the_bound_is_a_problem_that_says_what_to_do(gateway: Guarded) -> None:

@@ -568,9 +568,10 @@ async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:
         assert_problem(await plain.ask(path=path), 404, f"no such path: {path}; {PLACES}", path)
     assert (await plain.ask(path="/v2/none")).json() == {"error": f"no such path: /v2/none; {PLACES}"}
 
-    answer = await plain.ask(b"any", "/v2/models/coins/infer")
-
-    assert (answer.status_code, answer.content, plain.server.body) == (200, answered()[1], b"any")
+    for path in ("/v2/models/coins/infer", "/v2/models/coins/versions/1/infer"):
+        answer = await plain.ask(b"any", path)
+        assert (answer.status_code, answer.content, plain.server.body) == (200, answered()[1], b"any")
+        assert plain.server.asked[-1].path == path
 
 
 NO_JSON = "no JSON of KServe v2"

@@ -19,6 +19,7 @@ local IMAGES = {
   ["SUkqA"] = "TIFF in base64", ["SUkrA"] = "TIFF in base64", ["TU0AK"] = "TIFF in base64",
   ["R0lGOD"] = "GIF in base64", ["data:"] = "data: URL, base64",
 }
+local B64 = "KServe v2 has no 'b64' (base64)"
 local NO_JSON = "no JSON of KServe v2"
 local PLACE = "; images go to POST /v1/models/NAME:segment"
 local DIMENSIONS_TOO_MANY = "an input's 'shape' has more than " .. MAX_DIMENSIONS .. " dimensions"
@@ -79,7 +80,7 @@ local function wrong_json(text, bytes)
       if is_escaped then return "the names of the JSON must be without escapes" end
       local length = stop - start + 1
       if length == #"classification" and string.sub(text, start, stop) == "classification" then return CLASSIFICATION end
-      if length == #"b64" and string.sub(text, start, stop) == "b64" then return "KServe v2 has no 'b64' (base64)" .. PLACE end
+      if length == #"b64" and string.sub(text, start, stop) == "b64" then return B64 .. PLACE end
       if length == #"shape" and string.sub(text, start, stop) == "shape" then
         local wrong = wrong_sizes(text, at + 1, bytes)
         if wrong ~= nil then return wrong end

@@ -1,9 +1,10 @@
--- Lets web pages of ORIGINS, a line each, and of this machine if IS_LOCAL, call the gateway (CORS): Envoy's own filter knows no policy of an answer that is not a
--- cluster's, as that to a preflight request is.
+-- Lets web pages call the gateway (CORS): those of ORIGINS, a line each, and those of this machine if IS_LOCAL. Envoy's own
+-- filter knows no policy of an answer that is not a cluster's, as that to a preflight request is.
 -- NOTED is the namespace of the dynamic metadata that has the origin of such a page.
 
 local HOSTS = {["localhost"] = true, ["127.0.0.1"] = true, ["[::1]"] = true}
-local REQUEST_HEADERS = "authorization, x-api-key, content-type, inference-header-content-length, x-request-id, x-segserve-slice"
+local REQUEST_HEADERS = "authorization, x-api-key, content-type, inference-header-content-length, x-request-id, "
+  .. "x-segserve-slice"
 local ANSWER_HEADERS = "inference-header-content-length, x-request-id, x-segserve-revision, x-segserve-group"
 
 local function is_allowed(origin)

@@ -6,10 +6,11 @@
 -- rules and limits of a model hold before anything is read of the body. The second translates bodies.
 -- PAGE is the path of the document that a request for `/` gets if it accepts HTML.
 -- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
--- filter leaves to the second: `model`, `boundary` of a form, options by name, `is_json` if the body is JSON with an image
--- in base64, which a step reads, and `is_picture` if the answer is to be the label map as PNG instead of JSON. MARK is the
--- header of a request that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at most MOST_ANSWER_BYTES, and all answers that are under way
--- in this thread MOST_HELD_BYTES: they are held until they are whole, in memory that no limit of Envoy bounds.
+-- filter leaves to the second: `model`, `boundary` of a form, options by name, `is_json` if the body is JSON with an
+-- image in base64, which a step reads, and `is_picture` if the answer is to be the label map as PNG instead of JSON. MARK is
+-- the header of a request that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at
+-- most MOST_ANSWER_BYTES, and all answers that are under way in this thread MOST_HELD_BYTES: they are held until they are
+-- whole, in memory that no limit of Envoy bounds.
 --
 -- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
 --
@@ -33,7 +34,6 @@ local NEWLINE, DASH, QUOTE = string.byte('\n-"', 1, 3)
 -- What an image begins with once `curl -d` has left out its bytes 0, 10 and 13.
 local MANGLED = {"^\137PNG\26", "^\255\216\255", "^RIFF", "^II[*+]", "^MM[*+]"}
 local JSON_ALLOWED = '; as application/json the body is {"image": "<base64>"}'
-
 local TITLES = {
   ["400"] = "Bad Request", ["401"] = "Unauthorized", ["404"] = "Not Found", ["405"] = "Method Not Allowed",
   ["406"] = "Not Acceptable", ["408"] = "Request Timeout", ["413"] = "Content Too Large",
