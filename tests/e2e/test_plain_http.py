@@ -64,6 +64,70 @@ def test_a_label_map_is_the_one_that_the_client_gets(coins: Running, photo: byte
     assert [each["size"] for each in masks] == [list(expected.size)] * 2
 
 
+def test_an_image_in_json_is_answered_as_the_image_itself(coins: Running, photo: bytes) -> None:
+    url, text = f"{coins.url}/v1/models/coins-instances:segment", base64.b64encode(photo).decode()
+    headers = {"content-type": "application/json; charset=utf-8"}
+    expected = ask(coins, photo, "coins-instances", encoding="polygons").json()
+
+    for image in (text, f"data:image/jpeg;base64,{text}"):
+        answer = httpx.post(
+            url, json={"image": image}, params={"encoding": "polygons"}, headers=headers, timeout=HANG_S
+        )
+        assert answer.json() == expected
+
+    refused = httpx.post(url, json={"image": [text]}, timeout=HANG_S)
+    assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+    assert refused.json()["detail"].startswith("the image in the JSON is a list, and must be one string")
+
+
+def test_base64_is_named_at_every_door(coins: Running, photo: bytes) -> None:
+    """Whatever a client of another server sends, the error names base64, and none of them ends the server."""
+    text = base64.b64encode(photo).decode()
+    segment, infer = (f"{coins.url}/{path}" for path in ("v1/models/coins:segment", "v2/models/coins/infer"))
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [1]}
+    part = (
+        f"--a\r\nContent-Disposition: form-data; name=image\r\nContent-Transfer-Encoding: base64\r\n\r\n{text}\r\n--a--"
+    )
+    form = {"content-type": "multipart/form-data; boundary=a"}
+    sent: dict[str, tuple[str, dict[str, Any]]] = {
+        "KServe v2": (infer, {"json": {"inputs": [{**tensor, "data": [text]}]}}),
+        "KServe v2 with an object": (infer, {"json": {"inputs": [{**tensor, "data": [{"b64": text}]}]}}),
+        "TensorFlow Serving": (infer, {"json": {"instances": [{"b64": text}]}}),
+        "text for infer": (infer, {"content": text}),
+        "text": (segment, {"content": text}),
+        "a part of a form": (segment, {"content": part, "headers": form}),
+        "a field of a form": (segment, {"data": {"image": text}}),
+        "curl -d": (segment, {"content": text, "headers": {"content-type": "application/x-www-form-urlencoded"}}),
+        "b64": (segment, {"json": {"b64": text}}),
+        "a data: URL": (segment, {"content": f"data:image/jpeg;base64,{text}"}),
+    }
+    for name, (url, request) in sent.items():
+        answer = httpx.post(url, timeout=HANG_S, **request)
+        assert answer.status_code == 400, (name, answer.text)
+        detail = answer.json().get("detail") or answer.json()["error"]
+        assert "base64" in detail, (name, detail)
+        assert "curl" not in detail, (name, detail)
+    assert ask(coins, photo, "coins").status_code == 200
+
+
+@pytest.mark.needs("chromium")
+def test_the_page_sends_an_image_and_shows_the_answer(coins: Running, photo: bytes) -> None:
+    from fakes.page_browser import chromium, silent
+
+    with chromium() as browser, silent(browser, f"{coins.url}/docs") as page:
+        page.get_by_label("Model").fill("coins-instances")
+        page.get_by_label("Image").set_input_files([{"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo}])
+        page.get_by_label("max_detections").fill("2")
+        page.get_by_label("encoding").select_option("polygons")
+        page.get_by_role("button", name="Send").click()
+        page.locator("pre").wait_for()
+        shown, paths = json.loads(page.locator("pre").inner_text()), page.locator("#paths").inner_text()
+
+    expected = ask(coins, photo, "coins-instances", max_detections=2, encoding="polygons").json()
+    assert shown == expected
+    assert "POST /v1/models/{model}:segment: Segment an image" in paths
+
+
 @pytest.mark.needs("curl")
 def test_the_page_about_curl_does_what_it_says(coins: Running, photo: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photo)

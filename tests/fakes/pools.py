@@ -107,6 +107,7 @@ spec:
       mtls: {caSecretRef: {name: callers-ca, key: ca.crt}}
       anonymous: true
     sessionAffinity: {header: x-camera, cookie: visitor, caller: true}
+    cors: {origins: ["https://app.example.com", "http://localhost:3000"]}
     accessLog: {samplingRatio: 0.01}
     tracing: {endpoint: "http://collector.observability:4318", samplingRatio: 0.5}
     maxRequestBytes: 1048576

@@ -24,7 +24,14 @@ from segserve_operator.adapters.traffic.envoy_plain_http import MAX_PLAIN_BYTES
 
 PLAIN = "/v1/models/coins:segment"
 NOTED, MEBIBYTE = "noted", 2**20
-BOUNDS = {"MARK": "x-plain", "PAGE": "/page", "MAX_BYTES": 2**26, "MOST_ANSWER_BYTES": 2**26, "MOST_HELD_BYTES": 2**28}
+BOUNDS = {
+    "MARK": "x-plain",
+    "PAGE": "/page",
+    "MAX_BYTES": 2**26,
+    "MAX_JSON_BYTES": 2**26,
+    "MOST_ANSWER_BYTES": 2**26,
+    "MOST_HELD_BYTES": 2**28,
+}
 CONSTANTS: dict[str, dict[str, Any]] = {
     "plain_http.lua": {"IS_HEAD": False, "NOTED": NOTED, **BOUNDS},
     "affinity.lua": {"HEADER": "x-camera", "COOKIE": "session", "CALLER": True},
@@ -54,7 +61,10 @@ class Input:
 
 def form(content: Callable[[int], bytes], boundary: str = "aa") -> dict[str, Any]:
     """Return the parts of an input that is a form with such an image."""
-    start, end = f'--{boundary}\r\nx: ; name="image"\r\n\r\n'.encode(), f"\r\n--{boundary}--\r\n".encode()
+    start, end = (
+        f'--{boundary}\r\nContent-Disposition: ; name="image"\r\n\r\n'.encode(),
+        f"\r\n--{boundary}--\r\n".encode(),
+    )
     noted = {NOTED: {"model": "coins", "boundary": boundary, "path": PLAIN, "method": "POST"}}
     return {"body": lambda size: start + content(size) + end, "noted": noted}
 
@@ -100,6 +110,24 @@ INPUTS = {
         "plain_http.lua", 2**11, constants={"IS_HEAD": True},
         headers=lambda n: {"accept": "*" * n, "content-type": "multipart/form-data; " + 'boundary="' * (n // 10)},
         noted={NOTED: {"path": PLAIN, "method": "POST"}},
+    ),
+    **{
+        f"content type of {name}": Input(
+            "plain_http.lua", 2**12, constants={"IS_HEAD": True}, noted={NOTED: {"path": PLAIN, "method": "POST"}},
+            headers=lambda n, piece=piece: {"content-type": "multipart/form-data" + piece * (n // len(piece))},
+        )
+        for name, piece in {
+            "separators": ";", "spaces": "; ", "one name": ";a", "digits": "1", "marks": ";a*1", "sections": ";b*1=a",
+            "quotes": ';a="', "backslashes": ';a="\\', "escapes": ";a*=%41'", "a quoted string": "\\",
+        }.items()
+    },
+    "heads of parts": Input(
+        "plain_http.lua", 2**11, noted=form(bytes)["noted"],
+        body=lambda n: b"--aa\r\nContent-Disposition: x" + b'\r\n\t;a="\\b"' * (n // 12) + b"\r\n\r\n\r\n--aa--",
+    ),
+    "body of curl -d": Input(
+        "plain_http.lua", 2**22, body=lambda n: b"\xff\xd8\xff" + b"a" * n,
+        noted={NOTED: {**form(bytes)["noted"][NOTED], "boundary": "", "is_unlabelled": "true"}},
     ),
     "numbers of JSON": Input(
         "inference_requests.lua", QUARTER, lambda _: JSON, lambda n: b'{"data":[' + b"255," * (n // 4) + b"1]}"
@@ -193,10 +221,18 @@ def test_an_image_that_a_few_bytes_become_is_refused_above_a_bound_of_its_own(ga
     assert gateway.triton.asked == []
 
 
-def test_many_images_at_once_take_no_more_memory_than_their_bytes(gateway: Guarded) -> None:
+@pytest.mark.parametrize(
+    ("content_type", "most"),
+    [("image/png", MAX_PLAIN_BYTES - 1000), ("application/json", 4 * MAX_PLAIN_BYTES // 3)],
+    ids=["image", "JSON"],
+)
+def test_many_images_at_once_take_no_more_memory_than_their_bytes(
+    gateway: Guarded, content_type: str, most: int
+) -> None:
     """A script's memory is not in what Envoy bounds: each image was in it three times, until it was collected."""
-    bomb = gzip.compress(bytes(MAX_PLAIN_BYTES - 1000))
-    request = head("content-encoding: gzip", f"content-length: {len(bomb)}", "connection: close", path=PLAIN) + bomb
+    bomb = gzip.compress(bytes(most))
+    kind = ("content-encoding: gzip", f"content-type: {content_type}", "connection: close")
+    request = head(*kind, f"content-length: {len(bomb)}", path=PLAIN) + bomb
     with ExitStack() as stack:
         callers = [stack.enter_context(connected(gateway.port)) for _ in range(24)]
         for caller in callers:
@@ -204,7 +240,7 @@ def test_many_images_at_once_take_no_more_memory_than_their_bytes(gateway: Guard
         first = [caller.recv(12) for caller in callers]
 
     assert first == [b"HTTP/1.1 200"] * len(callers)
-    assert gateway.peak_mib < 2 * len(callers) * MAX_PLAIN_BYTES / MEBIBYTE
+    assert gateway.peak_mib < 2 * len(callers) * most / MEBIBYTE
 
 
 def test_an_answer_beyond_the_bound_is_a_problem_that_says_what_to_do(gateway: Guarded) -> None:

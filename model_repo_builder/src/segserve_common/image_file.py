@@ -97,6 +97,9 @@ _KINDS: Final = (
     (0, rb"\x76\x2f\x31\x01|#\?RADIANCE", "a picture of high dynamic range", "pass its pixels as uint16"),
 )  # fmt: skip
 """What files are by the bytes at an offset, and how their pictures get here; the first that fits counts."""
+# What the signatures of files are in base64, at the start or after what is no base64; JPEG's also for URLs.
+_BASE64: Final = re.compile(rb"(?:\A|[^\w+/])(iVBORw0K|[/_]9j[/_]|UklGR|SUk[qr]A|TU0AK|R0lGOD)|\A\s*data:[\w/]*[;,]")
+_BASE64_FORMATS: Final = {b"iV": "PNG", b"/9": "JPEG", b"_9": "JPEG", b"Uk": "WebP", b"SU": "TIFF", b"TU": "TIFF"}
 ALLOWED_SAMPLES: Final = "unsigned 8 bit, and unsigned 16 bit as grey or interleaved RGB or RGBA"
 
 
@@ -246,7 +249,20 @@ def describe(data: Data) -> ImageHeader:
         if re.match(signature, head[offset:], re.DOTALL):
             seen = f"it is {what}{way and f': {way}'}"
             break
+    seen = _base64_in(head) or seen
     raise ImageFileError(f"image is not a JPEG, PNG, WebP or TIFF file: {seen}")
+
+
+def _base64_in(head: bytes) -> str:
+    """Return what a file is if it begins with an image in base64, bare, in JSON or a data: URL; else empty."""
+    found = _BASE64.search(head.replace(b"\\/", b"/").replace(b"%2F", b"/"))
+    if found is None:
+        return ""
+    format_ = _BASE64_FORMATS.get((found[1] or b"")[:2], "file")
+    return (
+        f"it is the base64 text of a {format_}; send the bytes themselves, or "
+        '{"image": "<base64>"} as application/json to POST /v1/models/NAME:segment'
+    )
 
 
 def _jpeg(data: Data) -> ImageHeader:

@@ -7,7 +7,7 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from fakes.waiting import HANG_S
 from segserve_builder import openapi
 from segserve_common.kserve import HEADER_LENGTH, Tensor, unpack_bytes
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
-from segserve_operator.api.access import Auth
+from segserve_operator.api.access import Auth, Cors
 from segserve_operator.core.traffic import RequestRate, RouteLimits, TrafficPlan
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
@@ -111,11 +111,43 @@ async def test_an_image_arrives_as_it_was_sent_however_its_size_is_told(plain: P
         "gzip": {"content": gzip.compress(image), "headers": {"content-encoding": "gzip"}},
         "a form": {"content": None, **form},
         "a form whose field has another name": {"content": None, "files": {"photo": ("x.jpg", image, "image/jpeg")}},
+        "JSON, which no script reads": {
+            "content": image,
+            "headers": {"content-type": "Application/JSON; charset=utf-8"},
+        },
+        **{f"a form, {name}": {"content": content, "headers": headers} for name, content, headers in forms(image)},
     }
     for name, way in ways.items():
         answer = await plain.ask(**way)
         assert answer.status_code == 200, (name, answer.text)
         assert plain.arrived() == (image, {"binary_data_output": True}), name
+
+
+def forms(image: bytes) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Yield forms in the ways in which RFC 2231, 5987 and 9110 let parameters of headers be written."""
+    boundaries = (
+        "boundary=a;charset=utf-8",
+        "BOUNDARY=a",
+        'charset="x;boundary=b"; Boundary = "a"',
+        'boundary="\\a"',
+        "boundary*=us-ascii''%61",
+        'boundary*0="";boundary*1="a"',
+    )
+    parts = (
+        'form-data; NAME=image; FileName="a.jpg"',
+        "form-data;name*=UTF-8''im%61ge",
+        'form-data; name="im\\age"',
+        'form-data; name*0=im; name*1="age"',
+        "form-data; name=photo; filename*=UTF-8''M%C3%BCnzen.jpg",
+        "form-data; filename*0*=UTF-8''M%C3%BC; filename*1=\"nzen.jpg\"; name=x",
+        'form-data; name="a\\"; name=b; filename=\\"c"; filename="d"',
+        'form-data;\r\n\tname="image"',
+    )
+    for boundary in boundaries:
+        for disposition in parts:
+            head = f"--a\r\nContent-Type: image/jpeg; name=z\r\ncontent-DISPOSITION: {disposition}\r\n\r\n"
+            kind = {"content-type": f"Multipart/Form-Data; {boundary}"}
+            yield f"{boundary}, {disposition}", head.encode() + image + b"\r\n--a--", kind
 
 
 async def test_an_image_that_arrives_before_the_gateway_has_a_connection_to_a_server_is_one_request(
@@ -284,6 +316,11 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
         "an option twice": ({"path": f"{PATH}?encoding=rle&encoding=png"}, 400, "option 'encoding' is given twice"),
         "too large": ({"content": bytes(LIMIT + 1)}, 413, large),
         "too large with what stands before it": ({"content": bytes(LIMIT - 50)}, 413, large),
+        "JSON that is too large": (
+            {"content": bytes(LIMIT + 1), "headers": {"content-type": "application/json"}},
+            413,
+            large,
+        ),
         "another answer": (
             {"headers": {"accept": "text/html"}},
             406,
@@ -302,10 +339,10 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
         ),
         "a form without the image": ({"content": b"--x--\r\n", "headers": form}, 400, f"the form has no image: {HOW}"),
         "a form cut short": ({"content": field[:-3], "headers": form}, 400, f"the form has no image: {HOW}"),
-        "an image in JSON": (
-            {"content": b'{"image": "eA=="}', "headers": {"content-type": "application/json"}},
-            415,
-            f"the body is JSON: {HOW}",
+        "an image that is said to be a form": (
+            {"content": b"\xff\xd8\xff" + 200_000 * b"\r", "headers": form},
+            400,
+            f"the body is no form: it does not begin with the boundary; {HOW}",
         ),
         "a form whose part has a long head": (
             {"content": field.replace(b"name=", 9000 * b";" + b"name="), "headers": form},
@@ -328,8 +365,23 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
     error = await plain.ask()
     assert_problem(error, 400, 'the image is "x"', "an error of the server")
     assert error.json()["detail"] == 'the image is "x"'
-    by_curl = await plain.ask(headers={"content-type": "application/x-www-form-urlencoded"})
-    assert by_curl.json()["detail"] == 'the image is "x"; curl -d changes the bytes of a file, --data-binary does not'
+    unlabelled = {"content-type": "application/x-www-form-urlencoded"}
+    for whole, start in (
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\x89PNG"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", b"\xff\xd8"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", b"RIFF"),
+        (b"II*\0\x08\0\0\0", b"II*"),
+        (b"MM\0*\0\0\0\x08", b"MM"),
+    ):
+        assert (await plain.ask(whole, headers=unlabelled)).json()["detail"] == 'the image is "x"', start
+        by_curl = await plain.ask(whole.translate(None, b"\0\r\n"), headers=unlabelled)
+        hint = 'the image is "x"; curl -d changes the bytes of a file, --data-binary does not'
+        assert by_curl.json()["detail"] == hint, start
+    for text in (b"iVBORw0KGgo=", b"image=%2F9j%2F4AAQ", "Münze".encode()):
+        assert (await plain.ask(text, headers=unlabelled)).json()["detail"] == 'the image is "x"', text
+    plain.server.said = ({}, b'{"error":"image is not a JPEG, PNG, WebP or TIFF file: it is empty"}')
+    hint = 'it is empty; as application/json the body is {"image": "<base64>"}'
+    assert_problem(await plain.ask(b"[1]", headers={"content-type": "text/json"}), 400, hint, "no JSON object")
 
 
 def assert_problem(answer: httpx.Response, status: int, detail: str, name: str) -> None:
@@ -403,6 +455,7 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
             *probes.values(),
             "/",
             "/openapi.json",
+            "/docs",
         ):
             assert (await stranger.get(path)).status_code == 401, path
         assert_problem(await stranger.post("/healthz", content=b"a"), 405, "allowed is GET", "POST")
@@ -414,7 +467,7 @@ async def test_probes_say_without_a_credential_what_those_of_kserve_say_with_one
 
 
 async def test_the_index_names_the_models_only_where_nobody_is_kept_from_any(plain: Plain) -> None:
-    links = {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
+    links = {"openapi": "/openapi.json", "docs": "/docs", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"}
     about = {"name": "segserve", "version": version("segserve"), "links": links}
     restricted = await plain.client.get("/")
     assert_problem(
@@ -467,6 +520,21 @@ async def test_a_browser_gets_a_page_at_the_root_and_other_programs_json(plain: 
     assert_problem(refused, 405, "allowed is GET", "POST")
 
 
+async def test_a_page_tries_the_description_and_loads_nothing_from_elsewhere(plain: Plain) -> None:
+    page = await plain.client.get("/docs")
+
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = page.headers["content-security-policy"].split("; ")
+    for kind in ("style", "script"):
+        content = page.text.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        assert f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
+    assert {"default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "form-action 'none'"} <= set(policy)
+    assert "://" not in page.text
+    assert "coins" not in page.text
+    assert_problem(await plain.client.post("/docs", content=b"image"), 405, "allowed is GET", "POST")
+    assert plain.server.asked == []
+
+
 async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_mistaken(plain: Plain) -> None:
     key = plain.client.headers["x-api-key"]
     for path in (PATH, "/", "/openapi.json", "/healthz", "/v1/models/nope:segment"):
@@ -482,14 +550,66 @@ async def test_an_answer_to_head_is_without_a_body_so_that_the_next_one_is_not_m
         assert rest.startswith(b"HTTP/1.1 "), (path, rest)
 
 
+PLACES = "tensors go to POST /v2/models/NAME/infer, images to POST /v1/models/NAME:segment"
+OTHERS = (
+    "/v1/models/coins:predict",
+    "/predict",
+    "/invocations",
+    "/segment",
+    "/predictions/coins",
+    "/v1/predict",
+    "/v22",
+)
+
+
 async def test_other_requests_are_answered_as_without_it(plain: Plain) -> None:
-    for path in ("/v1/models/coins", "/v1/models/coins:segments", "/v1/models/a/b:segment", "/v1/models/:segment"):
-        assert_problem(await plain.ask(path=path), 404, f"no such path: {path}", path)
-    assert (await plain.ask(path="/v2/none")).json() == {"error": "no such path: /v2/none"}
+    paths = ("/v1/models/coins", "/v1/models/coins:segments", "/v1/models/a/b:segment", "/v1/models/:segment", *OTHERS)
+    for path in paths:
+        assert_problem(await plain.ask(path=path), 404, f"no such path: {path}; {PLACES}", path)
+    assert (await plain.ask(path="/v2/none")).json() == {"error": f"no such path: /v2/none; {PLACES}"}
 
-    answer = await plain.ask(b"any", "/v2/models/coins/infer")
+    for path in ("/v2/models/coins/infer", "/v2/models/coins/versions/1/infer"):
+        answer = await plain.ask(b"any", path)
+        assert (answer.status_code, answer.content, plain.server.body) == (200, answered()[1], b"any")
+        assert plain.server.asked[-1].path == path
 
-    assert (answer.status_code, answer.content, plain.server.body) == (200, answered()[1], b"any")
+
+NO_JSON = "no JSON of KServe v2"
+IMAGES_GO = "images go to POST /v1/models/NAME:segment"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
+DEEP = 40 * b"["
+FORMATS: dict[str, tuple[bytes, str]] = {
+    "PNG": (PNG + DEEP, f"the body is an image (PNG), and {NO_JSON}; {IMAGES_GO}"),
+    "JPEG": (JPEG + DEEP, f"the body is an image (JPEG), and {NO_JSON}; {IMAGES_GO}"),
+    "WebP": (b"RIFF" + DEEP, f"the body is an image (WebP), and {NO_JSON}; {IMAGES_GO}"),
+    "TIFF": (b"II*\0" + DEEP, f"the body is an image (TIFF), and {NO_JSON}; {IMAGES_GO}"),
+    "big-endian TIFF": (b"MM\0*" + DEEP, f"the body is an image (TIFF), and {NO_JSON}; {IMAGES_GO}"),
+    "large PNG": (PNG + bytes(2**20), f"the body is an image (PNG), and {NO_JSON}; {IMAGES_GO}"),
+    "base64": (base64.b64encode(PNG), f"the body is an image (PNG in base64), and {NO_JSON}; {IMAGES_GO}"),
+    "string of base64": (b'"/9j/4AAQ"', f"the body is an image (JPEG in base64), and {NO_JSON}; {IMAGES_GO}"),
+    "data: URL": (b"data:image/png;base64,", f"the body is an image (data: URL, base64), and {NO_JSON}; {IMAGES_GO}"),
+    "form": (b"--x\r\n" + DEEP, f"the body is a form, and {NO_JSON}; {IMAGES_GO}"),
+    "another file": (b"\0\0\0\x18ftypheic" + DEEP, f"the body is {NO_JSON}, which begins with '{{'; {IMAGES_GO}"),
+    "another large file": (bytes(2**20 + 1), f"the body is {NO_JSON}, which begins with '{{'; {IMAGES_GO}"),
+    "another server's JSON": (
+        b'{"instances": [{"data": "iVBORw0KGgo="}]}',
+        f"the JSON has an image (PNG in base64), and no inputs of KServe v2; {IMAGES_GO}",
+    ),
+    "b64": (b'{"inputs": [{"data": [{"b64": "eA=="}]}]}', f"KServe v2 has no 'b64' (base64); {IMAGES_GO}"),
+    "large base64": (
+        b'{"inputs": [{"data": ["iVBORw0K' + 2**20 * b"A" + b'"]}]}',
+        "the request's JSON has more than 1048576 bytes: send tensors as binary data, not in base64",
+    ),
+    "deep JSON": (b'{"a":' + DEEP, "the JSON is nested more than 32 deep"),
+}
+
+
+async def test_a_body_that_is_no_json_is_named_before_any_limit_of_json(plain: Plain) -> None:
+    for name, (content, wrong) in FORMATS.items():
+        answer = await plain.ask(content, "/v2/models/coins/infer")
+        assert answer.status_code == 400, name
+        assert wrong in answer.json()["error"], name
+    assert plain.server.asked == []
 
 
 async def test_a_proxy_that_speaks_http_1_0_gets_an_answer(plain: Plain) -> None:
@@ -530,10 +650,46 @@ async def test_pages_of_this_machine_may_call_a_local_gateway(
     assert answer.status_code == 200
 
 
+ORIGINS = ("https://app.example.com", "http://tools.example.com:8443", "https://[::1]:8443")
+
+
+async def test_pages_of_named_origins_may_call_a_gateway_that_wants_credentials(
+    tmp_path: Path, old: StubTriton
+) -> None:
+    MountedSecret(tmp_path / "callers", {"htpasswd": key_line("team-a", "s").encode()})
+    spec = Auth.model_validate({"apiKeys": [{"secretRef": {"name": "callers", "key": "htpasswd"}}]})
+    auth = AuthSettings(spec, (tmp_path,), tmp_path / "auth")
+    old.said = answered()
+    preflight = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    options = {"auth": auth, "plain_http": True, "cors": Cors(origins=ORIGINS)}
+    async with running_gateway(tmp_path / "gateway", **options) as gateway, httpx.AsyncClient(timeout=HANG_S) as page:
+        await gateway.traffic.apply(served(old))
+        url = f"{gateway.traffic.url}{PATH}"
+        for origin in ORIGINS:
+            allowed = await page.options(url, headers={"origin": origin, **preflight})
+            assert allowed.status_code == 204
+            assert "x-api-key" in allowed.headers["access-control-allow-headers"]
+            answer = await page.post(
+                url, content=b"image", headers={"origin": origin, "x-api-key": api_key("team-a", "s")}
+            )
+            stranger = await page.post(url, content=b"image", headers={"origin": origin})
+            assert (answer.status_code, stranger.status_code) == (200, 401)
+            for each in (allowed, answer, stranger):
+                assert each.headers["access-control-allow-origin"] == origin
+                assert "access-control-allow-credentials" not in each.headers
+        others = ("https://app.example.com.evil.example", "https://app", "", "*", "null", "http://app.example.com")
+        for origin in (*others, "http://localhost", f"{ORIGINS[0]}/", ORIGINS[0].upper()):
+            refused = await page.options(url, headers={"origin": origin, **preflight})
+            assert refused.status_code == 401, origin
+            assert "access-control-allow-origin" not in refused.headers, origin
+        assert (await page.options(url, headers={"origin": ORIGINS[0]})).status_code == 401
+
+
 async def test_a_gateway_without_it_has_no_such_path(tmp_path: Path, old: StubTriton) -> None:
     async with running_gateway(tmp_path) as gateway:
         await gateway.traffic.apply(served(old))
         async with httpx.AsyncClient(base_url=gateway.traffic.url, timeout=HANG_S) as client:
             answer = await client.post(PATH, content=b"image")
 
-    assert (answer.status_code, answer.json(), old.asked) == (404, {"error": f"no such path: {PATH}"}, [])
+    error = f"no such path: {PATH}; {PLACES}, if the pool has gateway.plainHttp"
+    assert (answer.status_code, answer.json(), old.asked) == (404, {"error": error}, [])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import base64
 import io
+import json
 import resource
 import struct
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -15,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import ImageOps
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.imaging.decoding import decode_image
+from segserve_builder.imaging.decoding import decode_image, pixels_in
+from segserve_builder.imaging.json_image import MAX_FILE_BYTES
 
 RNG = np.random.default_rng(7)
 RGB = cv2.GaussianBlur(RNG.integers(0, 256, (23, 37, 3)).astype(np.uint8), (0, 0), 1.5)
@@ -386,3 +391,117 @@ def test_damaged_bytes_give_an_image_or_a_bad_image_error_and_nothing_else(
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
+
+
+def folded(text: bytes) -> bytes:
+    return base64.encodebytes(base64.b64decode(text))
+
+
+WRITINGS: dict[str, Callable[[bytes], bytes]] = {
+    "bare": lambda text: text,
+    "in lines": folded,
+    "as a string": lambda text: b'"' + text + b'"',
+    "after a byte order mark": lambda text: b"\xef\xbb\xbf" + text,
+    "for URLs": lambda text: text.translate(bytes.maketrans(b"+/", b"-_")),
+    "as a data: URL": lambda text: b"data:image/x;base64," + text,
+    "in a list": lambda text: json.dumps([text.decode()]).encode(),
+    "in a form's field": lambda text: b"image=" + text.replace(b"/", b"%2F"),
+    "in XML": lambda text: b"<image>" + text,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLES))
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_base64_is_named_as_what_it_is(kind: str, writing: str) -> None:
+    with pytest.raises(BadImageError, match=r"it is the base64 text of a \w+; send the bytes themselves"):
+        decode(WRITINGS[writing](base64.b64encode(SAMPLES[kind])))
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLES))
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: json.dumps({"image": text}),
+        lambda text: json.dumps({"image": text}, indent=3),
+        lambda text: json.dumps({"image": text}).replace("/", "\\/"),  # as PHP does
+        lambda text: json.dumps({"image": f"data:image/png;charset=x;base64,{text}"}),
+        lambda text: json.dumps({"image": folded(text.encode()).decode()}),
+        lambda text: json.dumps({"image": text.replace("+", "-").replace("/", "_")}),
+        lambda text: "\ufeff" + json.dumps({"image": text}) + "\n",
+    ],
+    ids=["", "indented", "escaped", "data URL", "in lines", "for URLs", "byte order mark"],
+)
+def test_json_with_a_base64_image_is_the_image(kind: str, write: Callable[[str], str]) -> None:
+    data = write(base64.b64encode(SAMPLES[kind]).decode()).encode()
+
+    assert np.array_equal(decode(data), decode(SAMPLES[kind]))
+    assert pixels_in(data) == 23 * 37
+
+
+IMAGE = base64.b64encode(SAMPLES["PNG"]).decode()
+WRONG_JSON = {
+    "not JSON": ("{image: 1}", "JSON of the body cannot be read"),
+    "cut short": (json.dumps({"image": IMAGE})[:-9], "JSON of the body cannot be read: Unterminated string"),
+    "no end": (json.dumps({"image": IMAGE})[:-1], "no end after the image"),
+    "more after it": (json.dumps({"image": IMAGE}) + "{}", "JSON of the body cannot be read"),
+    "no UTF-8": ('{"image": "\udcff"}', "cannot be read: 'utf-8' codec"),
+    "no image": ("{ }", "JSON of the body has no image"),
+    "another key": (json.dumps({"b64": IMAGE}), "unknown key 'b64'"),
+    "an option": (json.dumps({"encoding": "rle", "image": IMAGE}), "unknown key 'encoding'.*options in the query"),
+    "an option after it": (json.dumps({"image": IMAGE, "encoding": "rle"}), "unknown key 'encoding'"),
+    "two images": (f'{{"image": "{IMAGE}", "image": "{IMAGE}"}}', "more than one image"),
+    "a list": (json.dumps({"image": [IMAGE]}), "is a list, and must be one string"),
+    "an object": (json.dumps({"image": {"b64": IMAGE}}), "is an object, and must be one string"),
+    "null": ('{"image": null}', "is null, and must be one string"),
+    "a number": ('{"image": 5}', "is a number, and must be one string"),
+    "nothing": ('{"image": ', "is missing, and must be one string"),
+    "not base64": ('{"image": "photo.jpg!!!"}', "image in the JSON is not base64"),
+    "base64 cut short": (json.dumps({"image": IMAGE[:-7]}), "not a multiple of 4: it is cut short"),
+    "an image cut short": (json.dumps({"image": IMAGE[:-8]}), "damaged or cut short"),
+    "a data: URL without base64": ('{"image": "data:image/png,%89PNG"}', "a data: URL without base64"),
+    "an empty image": ('{"image": ""}', "it is empty"),
+    "base64 of base64": (json.dumps({"image": base64.b64encode(IMAGE.encode()).decode()}), "base64 text of a PNG"),
+    "base64 of JSON": (json.dumps({"image": base64.b64encode(b'{"image": ""}').decode()}), "first bytes are b'{"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_JSON)
+def test_json_without_one_base64_image_is_refused_by_what_it_is(name: str) -> None:
+    text, wrong = WRONG_JSON[name]
+    with pytest.raises(BadImageError, match=wrong):
+        decode(text.encode(errors="surrogateescape"))
+    assert pixels_in(text.encode(errors="surrogateescape")) in (0, 23 * 37)
+
+
+@pytest.mark.parametrize("start", ['{"image": ', '{"a": ', "", '{"image": "', '{"'])
+@pytest.mark.parametrize("piece", ["[", "{", "[],", "{},", "0,", '"a":{', '"",', "\\/", "1", " ", '{"image":"a",'])
+def test_json_of_any_shape_takes_no_more_memory_than_a_few_times_its_bytes(start: str, piece: str) -> None:
+    data = (start + piece * (2**22 // len(piece))).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImageError):
+            decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_in_json_has_as_many_bytes_as_one_without() -> None:
+    with pytest.raises(BadImageError, match=f"has {MAX_FILE_BYTES + 1} bytes; allowed are at most {MAX_FILE_BYTES}"):
+        decode(json.dumps({"image": base64.b64encode(bytes(MAX_FILE_BYTES + 1)).decode()}).encode())
+    with pytest.raises(BadImageError, match="first bytes are"):
+        decode(json.dumps({"image": base64.b64encode(bytes(MAX_FILE_BYTES)).decode()}).encode())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(0, 50))
+def test_damaged_json_gives_an_image_or_a_bad_image_error_and_nothing_else(
+    changes: list[tuple[int, int]], cut: int
+) -> None:
+    data = bytearray(json.dumps({"image": IMAGE}).encode())
+    for place, value in changes:
+        data[place % len(data) if place % 2 else place % 16] = value
+    try:
+        decode(bytes(data[: len(data) - cut]), max_pixels=10_000)
+    except BadImageError:
+        return

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
+from segserve_builder.imaging.json_image import image_file_of
 from segserve_common.image_file import (
     PNG_SIGNATURE,
     UPRIGHT,
@@ -102,6 +103,7 @@ def decode_image(
 ) -> NDArray[Any]:
     """Return the pixels of a JPEG, PNG, WebP or TIFF file, uint8 or uint16 (H, W, C): C is 3 for RGB, 1 for GREY.
 
+    - The file may be in base64, in a JSON object.
     - The format follows from the first bytes, the size from the header before anything is decoded.
     - EXIF orientation (TIFF: its tag) is applied unless `orientation` is `ignore`; XMP's never is.
     - Of a JPEG, bytes that do not belong to the picture are passed over, and its end may be missing.
@@ -118,6 +120,7 @@ def decode_image(
     """
     pixel_format = _PixelFormat(colour, dtype, max_pixels, window)
     try:
+        data = image_file_of(data)
         file = describe(data)
         check_size(file.height, file.width, max_pixels)
         pixels = _decode(data, file, pixel_format)
@@ -129,7 +132,7 @@ def decode_image(
 def pixels_in(data: bytes) -> int:
     """Return how many pixels a file has by its header; 0 for a file that `decode_image` refuses for its header."""
     try:
-        file = describe(data)
+        file = describe(image_file_of(data))
     except ImageFileError:
         return 0
     return file.height * file.width

@@ -1,4 +1,4 @@
-"""Who may call: the credentials that a pool's gateway takes, and the callers of a model."""
+"""Who may call: the credentials and web pages that a pool's gateway takes, and the callers of a model."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ Printable = Annotated[str, Field(pattern=_PRINTABLE, min_length=1, max_length=51
 KeyName = Annotated[str, Field(pattern=f"^{KEY_NAME}$", max_length=63)]
 Values = Annotated[tuple[Printable, ...], Field(min_length=1, max_length=64), AfterValidator(check_distinct)]
 KeyNames = Annotated[tuple[KeyName, ...], Field(min_length=1, max_length=64), AfterValidator(check_distinct)]
+_HOST: Final = r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])"
+Origin = Annotated[str, Field(pattern=rf"^https?://{_HOST}(:[1-9][0-9]{{0,4}})?$", max_length=255)]
 Claim = Annotated[str, Field(pattern=_CLAIM, min_length=1, max_length=253)]
 
 
@@ -198,3 +200,15 @@ class AllowedCallers(ApiValue):
 
 
 AccessRules = Annotated[tuple[AllowedCallers, ...], Field(min_length=1, max_length=32)]
+
+
+class Cors(ApiValue):
+    """Web pages that may call the gateway from a browser. A page sends its own key or token, never cookies."""
+
+    origins: Annotated[tuple[Origin, ...], AfterValidator(check_distinct)] = Field(
+        min_length=1,
+        max_length=64,
+        description="Their origins, such as https://app.example.com, as browsers write them: lower case, without a "
+        "path, and without the usual port. There is none for all pages (*).",
+        json_schema_extra=_SET,
+    )

@@ -17,7 +17,7 @@ from segserve_common.kube.names import (
     SYNC_CONTAINER,
     TRITON_CONTAINER,
 )
-from segserve_operator.api.access import Auth
+from segserve_operator.api.access import Auth, Cors
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
 from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
@@ -220,6 +220,11 @@ class Gateway(ApiValue):
         default=None,
         description="Which id a request has; requests of one id go to one revision while a rollout's weight only "
         "grows, and to one server. Default: each request by itself.",
+    )
+    cors: Cors | None = Field(
+        default=None,
+        description="Web pages that may call the gateway. A change restarts the gateways one by one. Default: none; on "
+        "your machine without auth, those of localhost.",
     )
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."

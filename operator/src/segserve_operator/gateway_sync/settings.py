@@ -15,7 +15,7 @@ from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.adapters.traffic.envoy_listener import EnvoySettings
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings
-from segserve_operator.api.access import Auth
+from segserve_operator.api.access import Auth, Cors
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, Tracing
 
@@ -64,6 +64,7 @@ class GatewaySettings(BaseModel):
     auth: Auth | None = None
     secrets: Path = Path(SECRETS_FOLDER)
     session_affinity: SessionAffinity | None = None
+    cors: Cors | None = None
     access_log: AccessLog | None = None
     tracing: Tracing | None = None
     capture: bool = False
@@ -108,6 +109,7 @@ class Settings:
             heap_bytes=settings.heap_bytes,
             tls=TlsSettings(**dict(settings.tls)) if settings.tls is not None else None,
             affinity=settings.session_affinity,
+            cors=settings.cors,
             access_log=settings.access_log,
             tracing=settings.tracing,
             capture=settings.capture,

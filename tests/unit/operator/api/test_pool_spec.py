@@ -200,3 +200,17 @@ def test_a_model_names_only_what_a_source_reads(uri: str) -> None:
 @pytest.mark.parametrize("uri", ["a/b:c.onnx", "models:/seg@prod", "S3://b/k", "/x.onnx", "x.onnx#m", "oci://r/a:1#m"])
 def test_paths_and_known_schemes_are_read(uri: str) -> None:
     assert Artifact(uri=uri, sha256="0" * 64).uri == uri
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        *([origin] for origin in ("*", "null", "", "app.example.com", "https://", "https://app.example.com/")),
+        *([f"https://{name}"] for name in ("App.example.com", "a b", "a\nb", "*.example.com", "a:0", "user@a", "a?b")),
+        ["https://a", "https://a"],
+        [],
+    ],
+)
+def test_pages_are_named_by_their_origins_and_never_all_at_once(origins: list[str]) -> None:
+    with pytest.raises(ValidationError, match="origins"):
+        TritonPoolSpec.model_validate({"gateway": {"cors": {"origins": origins}}})

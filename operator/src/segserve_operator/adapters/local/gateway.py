@@ -65,6 +65,7 @@ class LocalGateway:
             tls=_tls(state, spec),
             auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,
             affinity=spec.session_affinity,
+            cors=spec.cors,
             access_log=spec.access_log,
             access_log_file=state.access_log,
             capture=True,
@@ -74,11 +75,11 @@ class LocalGateway:
         return EnvoyTraffic(state.gateway, settings, timeout_s=spec.request_timeout_seconds)
 
     def follow(self, spec: GatewaySpec) -> None:
-        """Change access, request ids and logging if the pool's resource says otherwise.
+        """Change access, request ids, allowed web pages and logging if the pool's resource says otherwise.
 
         Envoy is started again for it. All else of a changed resource waits for the next start of the platform.
         """
-        followed = {name: getattr(spec, name) for name in ("auth", "session_affinity", "access_log")}
+        followed = {name: getattr(spec, name) for name in ("auth", "session_affinity", "cors", "access_log")}
         if any(getattr(self._spec, name) != value for name, value in followed.items()):
             self._spec = self._spec.model_copy(update=followed)
             self._envoy = self._of(self._spec)

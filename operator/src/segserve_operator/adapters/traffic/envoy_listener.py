@@ -64,6 +64,7 @@ from segserve_operator.adapters.traffic.envoy_telemetry import (
     tracing,
 )
 from segserve_operator.adapters.traffic.envoy_tls import TlsSettings, render_redirect
+from segserve_operator.api.access import Cors
 from segserve_operator.api.session_affinity import SessionAffinity
 from segserve_operator.api.telemetry import AccessLog, Tracing
 from segserve_operator.core.traffic import RESTART_S
@@ -124,7 +125,8 @@ class EnvoySettings:
     can open. Before Envoy uses more than `heap_bytes` of memory, the largest requests are reset and new ones rejected
     (503). With `tls` the public listener speaks only TLS. With `access_log` callers' requests are logged, into
     `access_log_file` or to stdout. With `tracing` they have spans. With `metrics_socket` the public listener answers
-    `/metrics` from there. With `plain_http` it also takes an image as the body of a request.
+    `/metrics` from there. With `plain_http` it also takes an image as the body of a request. Web pages of the origins
+    in `cors` may call it.
     """
 
     host: str = "127.0.0.1"
@@ -138,6 +140,7 @@ class EnvoySettings:
     auth: AuthSettings | None = None
     affinity: SessionAffinity | None = None
     plain_http: bool = False
+    cors: Cors | None = None
     access_log: AccessLog | None = None
     access_log_file: Path | None = None
     metrics_socket: str | None = None
@@ -255,7 +258,9 @@ def _http_filters(settings: EnvoySettings, listener: _Listener) -> list[Json]:
     # The caller, and what it calls.
     open_paths = PROBES if is_plain else ()
     caller = [] if listener.internal else authentication_filters(settings.auth, open_paths=open_paths)
-    pages = [lua_filter("pages.lua", NOTED="segserve.pages")] if settings.is_open and not listener.internal else []
+    origins = "\n".join(("", *settings.cors.origins, "")) if settings.cors is not None else ""
+    script = lua_filter("pages.lua", NOTED="segserve.pages", ORIGINS=origins, IS_LOCAL=settings.is_open)
+    pages = [script] if (origins or settings.is_open) and not listener.internal else []
     called = [*pages, *noting_filters(enabled=is_plain), *caller, *head_filters(enabled=is_plain)]
     sizes = bounded_bodies(settings.max_request_bytes)
     sizes += image_filters(settings.max_request_bytes, enabled=is_plain)
@@ -356,6 +361,8 @@ def render_local_replies(
         )
     # A model that the caller may not use does not exist for him.
     missing = {"or_filter": {"filters": [status_filter(404), _details(DENIED)]}}
+    images = "POST /v1/models/NAME:segment" + ("" if plain_http else ", if the pool has gateway.plainHttp")
+    places = f"tensors go to POST /v2/models/NAME/infer, images to {images}"
     limit = f"the request is too large; at most {max_request_bytes} bytes are allowed"
     late = "the request did not arrive in time"
     overflow = _details("upstream_reset_before_response_started{overflow")
@@ -392,7 +399,7 @@ def render_local_replies(
             grpc_reply([half_sent, grpc], send_again, _UNAVAILABLE),
             grpc_reply([grpc], _BODY),
             http_reply([missing, named], unknown) | {"status_code": 404},
-            http_reply([status_filter(404)], "no such path: %REQ(:PATH)%"),
+            http_reply([status_filter(404)], f"no such path: %REQ(:PATH)%; {places}"),
             *translation_replies(max_request_bytes, enabled=plain_http),
             http_reply([oversize], limit) | {"status_code": 413},
             http_reply([limited], limit_reached),
@@ -456,7 +463,7 @@ def _buffered(max_request_bytes: int) -> Json:
 
     A caller that sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
     """
-    plain = header_matches(PLAIN_HEADER, {"exact": "1"})
+    plain = header_matches(PLAIN_HEADER, {"safe_regex": {"google_re2": {}, "regex": ".+"}})
     # By the path, which decides the route, and not by a content type, which any request may have.
     grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
     return unless({"or_matcher": {"predicate": [plain, grpc]}}, body_buffer(max_request_bytes))

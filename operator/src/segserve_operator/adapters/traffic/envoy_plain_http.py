@@ -19,6 +19,7 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
+from segserve_builder.imaging.json_image import MAX_FILE_BYTES
 from segserve_builder.openapi import describe_gateway
 from segserve_operator.adapters.traffic.envoy_extensions import (
     body_buffer,
@@ -40,14 +41,19 @@ _NAME: Final = "segserve.plain_http"
 metadata that has the path of a request as it came in, and its method."""
 PLAIN_HEADER: Final = "x-segserve-plain"
 """Header of a request that is translated."""
-MAX_PLAIN_BYTES: Final = 16 * 2**20
-"""Most bytes of an image, and of an answer: a script blocks its thread for some 4 ms a MiB."""
+MAX_PLAIN_BYTES: Final = MAX_FILE_BYTES
+"""Most bytes of an image, and of an answer."""
+_ENVELOPE_BYTES: Final = 4096
+"""Most bytes of a body of JSON beside an image in base64."""
 _MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
 """Most bytes of all answers that a thread translates at once."""
 PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script has the paths of KServe v2 that answer them."""
 _PAGE: Final = "/index.html"
 """What a browser gets at `/`; it runs no script and loads nothing."""
+_DOCS: Final = "/docs"
+"""A page that sends requests to the gateway alone."""
+_FILES: Final = {_PAGE: "page.html", _DOCS: "docs.html"}
 _PROBE_BYTES: Final = 4096
 """Most bytes of a probe's body. An error in answer to it has to fit as well."""
 _PROBE: Final = f"({'|'.join(PROBES)}).*"
@@ -76,18 +82,20 @@ def head_filters(*, enabled: bool) -> list[Json]:
         return []
     # Strangers may send them, and a server reads all that it gets.
     probes = header_matches(":path", {"safe_regex": {"google_re2": {}, "regex": _PROBE}})
-    return [_held_where(probes, _PROBE_BYTES), _translation(0, is_head=True)]
+    return [_held_where(probes, _PROBE_BYTES), _translation(is_head=True)]
 
 
 def image_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filter that holds an image until it is whole, and refuses a larger one (413)."""
-    is_plain = header_matches(PLAIN_HEADER, {"exact": "1"})
-    return [_held_where(is_plain, _bound(max_request_bytes))] if enabled else []
+    bounds = {"1": _bound(max_request_bytes), "json": _json_bound(max_request_bytes)}
+    held = [_held_where(header_matches(PLAIN_HEADER, {"exact": mark}), most) for mark, most in bounds.items()]
+    return held if enabled else []
 
 
 def translation_filters(max_request_bytes: int, *, enabled: bool) -> list[Json]:
     """Return the filter that translates bodies, after the access and limits of the request's model."""
-    return [_translation(_bound(max_request_bytes), is_head=False)] if enabled else []
+    bounds = {"MAX_BYTES": _bound(max_request_bytes), "MAX_JSON_BYTES": _json_bound(max_request_bytes)}
+    return [_translation(is_head=False, **bounds)] if enabled else []
 
 
 def _bound(max_request_bytes: int) -> int:
@@ -95,10 +103,15 @@ def _bound(max_request_bytes: int) -> int:
     return min(max_request_bytes, MAX_PLAIN_BYTES)
 
 
-def _translation(max_bytes: int, *, is_head: bool) -> Json:
+def _json_bound(max_request_bytes: int) -> int:
+    """Return the most bytes of a body of JSON whose image has as many as are allowed."""
+    return min(max_request_bytes, 4 * _bound(max_request_bytes) // 3 + _ENVELOPE_BYTES)
+
+
+def _translation(*, is_head: bool, **bounds: int) -> Json:
     answers = {"MOST_ANSWER_BYTES": MAX_PLAIN_BYTES, "MOST_HELD_BYTES": _MAX_HELD_BYTES}
     script = lua_filter(
-        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, PAGE=_PAGE, MAX_BYTES=max_bytes, **answers
+        "plain_http.lua", IS_HEAD=is_head, NOTED=_NAME, MARK=PLAIN_HEADER, PAGE=_PAGE, **bounds, **answers
     )
     return {**script, "name": _NAME}
 
@@ -140,20 +153,31 @@ def document_replies(*, enabled: bool) -> list[Json]:
         return []
     matched = [status_filter(200), details_filter(" == 'direct_response'")]
     with_body = [status_filter(413), header_filter(":path", {"safe_regex": {"regex": _PROBE}})]
-    style = _template().partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    page_headers = {
-        "content-security-policy": f"{policy}; frame-ancestors 'none'",
+    return [
+        *(
+            text_reply([*matched, header_filter(":path", {"prefix": path})], "text/html; charset=utf-8", _headers(path))
+            for path in _FILES
+        ),
+        text_reply(matched, "application/json", {"vary": "accept"}),
+        http_reply(with_body, "a probe needs no body"),
+    ]
+
+
+def _headers(page: str) -> dict[str, str]:
+    """Return the headers of a page, which allow its own style, and its own script to call the gateway."""
+    text = _template(page)
+    sources = ["default-src 'none'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+    for kind in ("style", "script"):
+        content = text.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        sources += [f"{kind}-src 'sha256-{digest}'"] if content else []
+    sources += ["connect-src 'self'"] if "<script>" in text else []
+    return {
+        "content-security-policy": "; ".join(sources),
         "referrer-policy": "no-referrer",
         "vary": "accept",
         "x-content-type-options": "nosniff",
     }
-    return [
-        text_reply([*matched, header_filter(":path", {"prefix": _PAGE})], "text/html; charset=utf-8", page_headers),
-        text_reply(matched, "application/json", {"vary": "accept"}),
-        http_reply(with_body, "a probe needs no body"),
-    ]
 
 
 def documents(plan: TrafficPlan) -> dict[str, str]:
@@ -170,16 +194,17 @@ def documents(plan: TrafficPlan) -> dict[str, str]:
         "name": "segserve",
         "version": release,
         **({} if names is None else {"models": models}),
-        "links": {"openapi": "/openapi.json", "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
+        "links": {"openapi": "/openapi.json", "docs": _DOCS, "health": "/healthz", "ready": "/readyz", "kserve": "/v2"},
     }
     document = json.dumps(describe_gateway(names, version=release))
     listed = {} if names is None else {"/v1/models": json.dumps({"models": models}) + "\n"}
-    return {"/": json.dumps(index) + "\n", _PAGE: _page(names, release), "/openapi.json": document + "\n", **listed}
+    pages = {_PAGE: _page(names, release), _DOCS: _template(_DOCS)}
+    return {"/": json.dumps(index) + "\n", **pages, "/openapi.json": document + "\n", **listed}
 
 
 @cache
-def _template() -> str:
-    return files("segserve_operator.adapters.traffic").joinpath("page.html").read_text()
+def _template(page: str) -> str:
+    return files("segserve_operator.adapters.traffic").joinpath(_FILES[page]).read_text()
 
 
 def _page(names: Sequence[str] | None, release: str) -> str:
@@ -190,4 +215,4 @@ def _page(names: Sequence[str] | None, release: str) -> str:
     elif names:
         models = f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
     example = f"http://GATEWAY/v1/models/{escape(names[0]) if names else 'NAME'}:segment"
-    return Template(_template()).substitute(version=escape(release), models=models, example=example)
+    return Template(_template(_PAGE)).substitute(version=escape(release), models=models, example=example)

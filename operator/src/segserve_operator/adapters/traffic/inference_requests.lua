@@ -2,7 +2,7 @@
 --   the parameter `classification`, if an output has strings
 --   an input's shape of more elements than the request has bytes, negative sizes included
 --   deeply nested JSON, and JSON that is too long to be read here
--- A request is whole when it comes here.
+-- An image, bare or in base64, is refused as such before any limit of JSON. A request is whole when it comes here.
 
 local LENGTH = "inference-header-content-length"
 local MOST_DEPTH, MOST_JSON, MAX_DIMENSIONS = 32, 1048576, 8
@@ -11,7 +11,32 @@ local OPEN_LIST, CLOSE_LIST, OPEN_OBJECT, CLOSE_OBJECT = string.byte("[]{}", 1, 
 local SPACES = {[9] = true, [10] = true, [13] = true, [32] = true}
 local CLASSIFICATION = "the parameter 'classification' of an output is not supported"
 local SHAPE = "an input's 'shape' has more elements than the request has bytes"
+local MOST_HEAD = 1024  -- bytes in which an image in base64 is looked for
+local IMAGES = {
+  ["\137PNG"] = "PNG", ["\255\216\255"] = "JPEG", ["RIFF"] = "WebP", ["II*"] = "TIFF", ["II+"] = "TIFF",
+  ["MM\0"] = "TIFF", ["GIF8"] = "GIF", ["iVBORw0K"] = "PNG in base64", ["/9j/"] = "JPEG in base64",
+  ["\\/9j\\/"] = "JPEG in base64", ["_9j_"] = "JPEG in base64", ["UklGR"] = "WebP in base64",
+  ["SUkqA"] = "TIFF in base64", ["SUkrA"] = "TIFF in base64", ["TU0AK"] = "TIFF in base64",
+  ["R0lGOD"] = "GIF in base64", ["data:"] = "data: URL, base64",
+}
+local B64 = "KServe v2 has no 'b64' (base64)"
+local NO_JSON = "no JSON of KServe v2"
+local PLACE = "; images go to POST /v1/models/NAME:segment"
 local DIMENSIONS_TOO_MANY = "an input's 'shape' has more than " .. MAX_DIMENSIONS .. " dimensions"
+
+-- Returns what is wrong with a request that begins so, if it is an image or has one without the inputs of KServe v2.
+local function wrong_format(head)
+  local text = string.gsub(head, "^[%s\"']+", "")
+  if string.sub(text, 1, 2) == "--" then return "the body is a form, and " .. NO_JSON .. PLACE end
+  for start, kind in pairs(IMAGES) do
+    if string.sub(text, 1, #start) == start then
+      return "the body is an image (" .. kind .. "), and " .. NO_JSON .. PLACE
+    end
+    if string.find(head, '"' .. start, 1, true) and not string.find(head, '"inputs"', 1, true) then
+      return "the JSON has an image (" .. kind .. "), and no inputs of KServe v2" .. PLACE
+    end
+  end
+end
 
 -- Returns what is wrong with the list of sizes in JSON that begins at `at`, of which Triton takes whole numbers alone.
 local function wrong_sizes(text, at, bytes)
@@ -55,6 +80,7 @@ local function wrong_json(text, bytes)
       if is_escaped then return "the names of the JSON must be without escapes" end
       local length = stop - start + 1
       if length == #"classification" and string.sub(text, start, stop) == "classification" then return CLASSIFICATION end
+      if length == #"b64" and string.sub(text, start, stop) == "b64" then return B64 .. PLACE end
       if length == #"shape" and string.sub(text, start, stop) == "shape" then
         local wrong = wrong_sizes(text, at + 1, bytes)
         if wrong ~= nil then return wrong end
@@ -81,11 +107,18 @@ function envoy_on_request(handle)
   if body == nil then return end
   local length = stated and tonumber(stated) or body:length()
   if length == 0 or length > body:length() then return end  -- no JSON, or none that Triton reads
-  if length > MOST_JSON then
-    handle:respond(
-      {[":status"] = "400"}, "the request's JSON has more than " .. MOST_JSON .. " bytes: send tensors as binary data"
-    )
+  local head = body:getBytes(0, math.min(length, MOST_HEAD))
+  local wrong = wrong_format(head)
+  if wrong == nil then
+    if length > MOST_JSON then
+      wrong = "the request's JSON has more than " .. MOST_JSON .. " bytes: send tensors as binary data, not in base64"
+    else
+      wrong = wrong_json(body:getBytes(0, length), body:length())
+    end
+    -- A limit of JSON says nothing about what is none.
+    if wrong ~= nil and not string.find(head, "^%s*{") then
+      wrong = "the body is " .. NO_JSON .. ", which begins with '{'" .. PLACE
+    end
   end
-  local wrong = wrong_json(body:getBytes(0, length), body:length())
   if wrong ~= nil then handle:respond({[":status"] = "400"}, wrong) end
 end

@@ -6,10 +6,11 @@
 -- rules and limits of a model hold before anything is read of the body. The second translates bodies.
 -- PAGE is the path of the document that a request for `/` gets if it accepts HTML.
 -- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
--- filter leaves to the second: `model`, `boundary` of a form, options by name, and `is_picture` if the answer is to be
--- the label map as PNG instead of JSON. MARK is the header of a request that
--- is translated. MAX_BYTES limits a request. An answer has at most MOST_ANSWER_BYTES, and all answers that are under way
--- in this thread MOST_HELD_BYTES: they are held until they are whole, in memory that no limit of Envoy bounds.
+-- filter leaves to the second: `model`, `boundary` of a form, options by name, `is_json` if the body is JSON with an
+-- image in base64, which a step reads, and `is_picture` if the answer is to be the label map as PNG instead of JSON. MARK is
+-- the header of a request that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at
+-- most MOST_ANSWER_BYTES, and all answers that are under way in this thread MOST_HELD_BYTES: they are held until they are
+-- whole, in memory that no limit of Envoy bounds.
 --
 -- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
 --
@@ -17,18 +18,22 @@
 -- time must be linear in what callers send.
 
 local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/ready"}
-local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
+local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/docs"] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
 local ITSELF = "send the image itself (curl --data-binary @FILE)"
 local HOW = ITSELF .. ", or as a form's file (curl -F image=@FILE)"
 local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, score_threshold"
 local LENGTH = "inference-header-content-length"
 local MOST_BOUNDARY = 70
-local MOST_HEAD = 8192  -- of a part of a form, which patterns go over
+local MOST_VALUE = 256  -- of a parameter of a header that comes in sections
+local MOST_HEAD = 8192  -- of a part of a form, and of a body, which patterns go over
 local MOST_PROBLEM = 65536  -- bytes of an error that are read
 local LARGE = 1048576  -- bytes of a body after which the thread's memory is collected at once
 local MOST_RETURNS = 131072  -- twice what a compressed image of 16 MiB has
-local NEWLINE, DASH = string.byte("\n-", 1, 2)
+local NEWLINE, DASH, QUOTE = string.byte('\n-"', 1, 3)
+-- What an image begins with once `curl -d` has left out its bytes 0, 10 and 13.
+local MANGLED = {"^\137PNG\26", "^\255\216\255", "^RIFF", "^II[*+]", "^MM[*+]"}
+local JSON_ALLOWED = '; as application/json the body is {"image": "<base64>"}'
 local TITLES = {
   ["400"] = "Bad Request", ["401"] = "Unauthorized", ["404"] = "Not Found", ["405"] = "Method Not Allowed",
   ["406"] = "Not Acceptable", ["408"] = "Request Timeout", ["413"] = "Content Too Large",
@@ -87,6 +92,50 @@ local function options_of(handle, query)
   return options
 end
 
+-- Returns the string in quotation marks that begins at `at`, without its backslashes, and where it ends.
+local function quoted_string(text, at)
+  local stop = string.find(text, '[\\"]', at)
+  while stop ~= nil and string.byte(text, stop) ~= QUOTE do stop = string.find(text, '[\\"]', stop + 2) end
+  stop = stop or #text + 1
+  return string.gsub(string.sub(text, at, stop - 1), "\\(.)", "%1"), stop
+end
+
+-- Returns the parameters of a header by their names in small letters, also as RFC 2231 and 5987 have them, such as
+-- `name*=UTF-8''a%20b` and `name*0="a"; name*1="b"`.
+local function parameters(text)
+  local found, at = {}, 1
+  while true do
+    local _, stop, name = string.find(text, ";%s*([^%s;=]+)%s*=%s*", at)
+    if stop == nil then return found end
+    local value
+    if string.byte(text, stop + 1) == QUOTE then
+      value, at = quoted_string(text, stop + 2)
+    else
+      value = string.match(text, "^[^%s;]*", stop + 1)
+      at = stop + 1
+    end
+    local plain, marks = string.match(string.lower(name), "^([^*]*)(.*)$")
+    local section = string.match(marks, "^%*(%d+)")
+    if string.sub(marks, -1) == "*" then
+      value = string.gsub(string.gsub(value, "^[^']*'[^']*'", ""), "%%(%x%x)", function(digits)
+        return string.char(tonumber(digits, 16))
+      end)
+    end
+    if section ~= nil and section ~= "0" then
+      found[plain] = string.sub((found[plain] or "") .. value, 1, MOST_VALUE)
+    elseif marks ~= "" or found[plain] == nil then
+      found[plain] = value
+    end
+  end
+end
+
+-- Returns the parameters of the content disposition among the headers of a part, which may be folded.
+local function disposition(head)
+  head = string.gsub(head, "\r\n[ \t]+", " ")
+  local _, stop = string.find(string.lower(head), "\ncontent-disposition:", 1, true)
+  return stop and parameters(string.match(head, "^[^\r\n]*", stop + 1)) or {}
+end
+
 -- Returns what stands before an image of so many bytes, and the length of the JSON in it.
 local function frame(size, options)
   local named = {'"binary_data_output":true'}
@@ -124,7 +173,8 @@ local function image_of_form(handle, text, boundary, options)
   local find_delimiter = delimiter_finder(handle, text, delimiter)
   local image, size
   local at = string.sub(text, 1, #delimiter - 2) == string.sub(delimiter, 3) and #delimiter - 2 or nil
-  if at == nil then _, at = find_delimiter(1) end
+  if at == nil then _, at = string.find(string.sub(text, 1, MOST_HEAD), delimiter, 1, true) end
+  if at == nil then refuse(handle, "400", "the body is no form: it does not begin with the boundary; " .. HOW) end
   while at ~= nil and string.sub(text, at + 1, at + 2) == "\r\n" do
     local head = string.sub(text, at + 1, at + MOST_HEAD + 4)
     local _, head_size = string.find(head, "\r\n\r\n", 1, true)
@@ -136,11 +186,11 @@ local function image_of_form(handle, text, boundary, options)
     local next_at, next_end = find_delimiter(head_end - 1)
     if next_at == nil then break end
     head = string.sub(head, 1, head_size)
-    local name = string.match(head, '[; ]name="([^"\r\n]*)"') or string.match(head, "[; ]name=([^; \r\n]*)") or ""
+    local about = disposition(head)
     local length = math.max(0, next_at - head_end - 1)
     -- A file is the image, whatever its field is called.
-    if name ~= "image" and not string.find(head, "[; ]filename=") then
-      add_option(handle, options, name, string.sub(text, head_end + 1, head_end + math.min(length, 80)))
+    if about.name ~= "image" and about.filename == nil then
+      add_option(handle, options, about.name or "", string.sub(text, head_end + 1, head_end + math.min(length, 80)))
     elseif image ~= nil then
       refuse(handle, "400", "the form has more than one image; one is allowed")
     else
@@ -164,8 +214,8 @@ end
 local function boundary_of(handle, headers)
   local kind = headers:get("content-type") or ""
   if not string.find(string.lower(kind), "^multipart/form%-data") then return nil end
-  local boundary = string.match(kind, '[Bb]oundary="([^"]+)"') or string.match(kind, "[Bb]oundary=([^;%s]+)")
-  if boundary == nil or #boundary > MOST_BOUNDARY then
+  local boundary = parameters(kind).boundary
+  if boundary == nil or boundary == "" or #boundary > MOST_BOUNDARY then
     refuse(handle, "400", "a form needs a boundary of 1 to " .. MOST_BOUNDARY .. " characters in its content type")
   end
   return boundary
@@ -200,7 +250,6 @@ local function read_head(handle)
       .. quoted(string.sub(accept, 1, 80)))
   end
   local kind = string.lower(headers:get("content-type") or "")
-  if string.find(kind, "^application/json") then refuse(handle, "415", "the body is JSON: " .. HOW) end
   local noted = handle:streamInfo():dynamicMetadata()
   local options = options_of(handle, query)
   if not is_json then
@@ -211,11 +260,21 @@ local function read_head(handle)
   end
   for name, value in pairs(options) do noted:set(NOTED, name, value) end
   -- What curl says of a body for which nobody has said it.
-  if kind == "application/x-www-form-urlencoded" then noted:set(NOTED, "is_unlabelled", true) end
+  if string.find(kind, "^application/x%-www%-form%-urlencoded") then noted:set(NOTED, "is_unlabelled", true) end
+  local is_json_body = string.find(kind, "^[%w]+/[%w.+-]*json") ~= nil
+  if is_json_body then noted:set(NOTED, "is_json", true) end
   noted:set(NOTED, "model", model)
   noted:set(NOTED, "boundary", boundary_of(handle, headers) or "")
   headers:replace(":path", "/v2/models/" .. model .. "/infer")
-  headers:replace(MARK, "1")
+  headers:replace(MARK, is_json_body and "json" or "1")
+end
+
+local function is_mangled(text)
+  local head = string.sub(text, 1, MOST_HEAD)
+  if string.find(head, "[%z\r\n]") then return false end
+  for _, pattern in ipairs(MANGLED) do
+    if string.find(head, pattern) then return true end
+  end
 end
 
 local function translate(handle)
@@ -227,13 +286,16 @@ local function translate(handle)
   local body = handle:body(true)
   if body:length() == 0 then refuse(handle, "400", "the request has no body; it must be an image") end
   local text = body:getBytes(0, body:length())
+  if noted["is_unlabelled"] and is_mangled(text) then
+    handle:streamInfo():dynamicMetadata():set(NOTED, "is_mangled", true)
+  end
   if noted["boundary"] ~= "" then
     local at, size = image_of_form(handle, text, noted["boundary"], options)
     text = string.sub(text, at, at + size - 1)
   end
   local before, json_length = frame(#text, options)
   local length = #before + #text
-  if length > MAX_BYTES then refuse(handle, "413", "") end
+  if length > (noted["is_json"] and MAX_JSON_BYTES or MAX_BYTES) then refuse(handle, "413", "") end
   body:setBytes(before .. text)
   text = nil
   if length > LARGE then collectgarbage() end
@@ -377,8 +439,10 @@ local function write_problem(handle, status, method)
   local detail = string.match(text, '^%s*{%s*"error"%s*:%s*(".*")%s*}%s*$') or quoted(string.sub(text, 1, 500))
   detail = string.gsub(detail, "^\"in ensemble '[^']*', ", '"')
   local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
-  if status == "400" and noted["is_unlabelled"] and string.find(detail, "image is ", 1, true) then
+  if status == "400" and noted["is_mangled"] and string.find(detail, "image is ", 1, true) then
     detail = string.sub(detail, 1, -2) .. '; curl -d changes the bytes of a file, --data-binary does not"'
+  elseif status == "400" and noted["is_json"] and string.find(detail, "image is not a ", 1, true) then
+    detail = string.sub(detail, 1, -2) .. string.sub(quoted(JSON_ALLOWED), 2)
   end
   local length = body:setBytes(problem(status, detail))
   handle:headers():replace("content-length", string.format("%d", length))
@@ -430,9 +494,11 @@ end
 
 local function translate_answer(handle)
   local model, path, _, method = target(handle)
-  if path == nil or string.sub(path, 1, 4) ~= "/v1/" and not PROBES[path] and not DOCUMENTS[path] then return end
+  if path == nil then return end
   local headers = handle:headers()
   local status = headers:get(":status")
+  local is_ours = string.sub(path, 1, 4) == "/v1/" or PROBES[path] or DOCUMENTS[path]
+  if not is_ours and (status ~= "404" or string.find(path, "^/v2%f[/%z]")) then return end
   if status ~= "200" then return write_problem(handle, status, method) end
   if model == nil then return end
   local header_length = tonumber(headers:get(LENGTH) or "")

@@ -296,6 +296,7 @@ def _sync_container(context: PoolContext, name: str, task: str) -> V1Container:
         **_tls_settings(context),
         **_auth_settings(context),
         **_option("sessionAffinity", gateway.session_affinity),
+        **_option("cors", gateway.cors),
         **_option("accessLog", gateway.access_log),
         **_option("tracing", gateway.tracing),
     }
