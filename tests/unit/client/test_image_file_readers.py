@@ -362,7 +362,11 @@ def test_every_kind_of_file_is_one_picture_to_all_ways_in_or_is_refused_as_the_p
         if cells[0] == "refused" and cells[1] != cells[0]:
             raise AssertionError(f"{name}: drawings show what servers refuse")
         rows.append([name, cells[0], *cells[2:]])
-    table = [["file", "path, bytes, curl", "PIL image", "tiles"], ["---"] * 4, *rows]
+    by_outcome: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in rows:
+        by_outcome.setdefault(tuple(cells), []).append(name)
+    listed = [["; ".join(names), *cells] for cells, names in by_outcome.items()]
+    table = [["files", "path, bytes, curl", "PIL image", "tiles"], ["---"] * 4, *listed]
     written = "\n".join(f"| {' | '.join(row)} |" for row in table)
     head, begin, rest = IMAGES_PAGE.read_text().partition("<!-- written by a test -->\n\n")
     _, end, tail = rest.partition("\n\n<!-- end -->")
