@@ -109,6 +109,13 @@ ROWS: Final[Mapping[str, Served | Refused]] = {
     "smp-unet-int8": Served(SMP, "U-Net, `quantize_static` of ONNX Runtime", "semantic-logits", normalise=IMAGENET),
     "smp-unet-fp16-input": Served(SMP, "U-Net of float16 but its logits", "semantic-logits", normalise=IMAGENET),
     "smp-unet-fp16": Refused(SMP, "U-Net of float16", "convert it with keep_io_types=True"),
+    "rapidocr-detector": Served(
+        "RapidOCR",
+        "PP-OCRv4 text detector, trained",
+        "semantic-probabilities",
+        normalise={"mean": [0.5], "std": [0.5]},
+        colour="BGR",
+    ),
     "torchvision-fcn": Served(
         "torchvision", "FCN, `aux_loss`", "semantic-logits", normalise=IMAGENET, resize=ANTIALIASED
     ),

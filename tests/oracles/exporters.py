@@ -8,6 +8,7 @@ classes occur. What is answered is the library's own post-processing of its own 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -562,6 +563,30 @@ def rf_detr(folder: Path, photos: list[Image.Image], name: str, **options: Any) 
     return answers
 
 
+# RapidOCR: the answers are those of the trained text detector that its package carries, on text.
+
+
+def rapidocr(folder: Path, photos: list[Image.Image]) -> Answers:
+    import rapidocr_onnxruntime
+    from rapidocr_onnxruntime.ch_ppocr_det.utils import DetPreProcess
+
+    package = Path(rapidocr_onnxruntime.__file__).parent
+    shutil.copyfile(package / "models/ch_PP-OCRv4_det_infer.onnx", folder / "net.onnx")
+    session = onnxruntime.InferenceSession(folder / "net.onnx", providers=["CPUExecutionProvider"])
+    prepare, answers = DetPreProcess(limit_side_len=10_000, limit_type="max"), []
+    for number, size in enumerate(((256, 320), (288, 224))):
+        photo = picture(number, *size)
+        for line, text in enumerate(("segment", "anything", "2026")):
+            ImageDraw.Draw(photo).text(
+                (20, 30 + 70 * line), text, font_size=36, fill="white", stroke_width=2, stroke_fill=0
+            )
+        photo.save(folder / f"photos/{number}.png")
+        (likely,) = session.run(None, {session.get_inputs()[0].name: prepare(np.asarray(photo)[..., ::-1])})
+        assert (likely > 0.5).mean() > 0.05, "it finds the text"
+        answers.append({"labels": (likely[0, 0] > 0.5).astype(int)})
+    return answers
+
+
 CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     "ultralytics-yolo11-detect": partial(ultralytics, name="yolo11n"),
     "ultralytics-yolo11-seg": partial(ultralytics, name="yolo11n-seg"),
@@ -637,6 +662,7 @@ CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     "smp-unet-fp16": partial(convolutional, make=partial(smp, "Unet"), change=halved),
     "torchvision-fcn": partial(convolutional, make=torchvision_fcn, resized="torchvision", outputs="out aux"),
     "monai-unet": partial(convolutional, make=monai_unet, resized="MONAI"),
+    "rapidocr-detector": rapidocr,
     "keras-unet": partial(convolutional, make=partial(smp, "Unet"), resized="torch", channels_last=True),
 }  # fmt: skip
 
