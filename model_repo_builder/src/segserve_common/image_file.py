@@ -249,11 +249,11 @@ def describe(data: Data) -> ImageHeader:
         if re.match(signature, head[offset:], re.DOTALL):
             seen = f"it is {what}{way and f': {way}'}"
             break
-    seen = _base64_in(head) or seen
+    seen = base64_in(head) or seen
     raise ImageFileError(f"image is not a JPEG, PNG, WebP or TIFF file: {seen}")
 
 
-def _base64_in(head: bytes) -> str:
+def base64_in(head: bytes) -> str:
     """Return what a file is if it begins with an image in base64, bare, in JSON or a data: URL; else empty."""
     found = _BASE64.search(head.replace(b"\\/", b"/").replace(b"%2F", b"/"))
     if found is None:

@@ -230,8 +230,14 @@ class Upload:
         pytest.param("https://example.org/a.png", "does not fetch URLs, got 'https://example.org/a.png'", id="a URL"),
         pytest.param("s3://bucket/a.png", "does not fetch URLs", id="a bucket's URL"),
         pytest.param("data:image/png;base64,AAAA", "does not fetch URLs.*decode its base64", id="a data URL"),
-        pytest.param("iVBORw0KGgo" + "A/b" * 8000, "no path of a file, got 24011 .* it is base64", id="base64"),
-        pytest.param("/9j/4AAQSkZJRg", "it is base64, pass base64.b64decode", id="base64 that is short"),
+        pytest.param(
+            "iVBORw0KGgo" + "A/b" * 8000,
+            "no path of a file, got 24011 .* it is the base64 text of a PNG, pass base64.b64decode",
+            id="base64",
+        ),
+        pytest.param(
+            "/9j/4AAQSkZJRg", "it is the base64 text of a JPEG, pass base64.b64decode", id="base64 that is short"
+        ),
         pytest.param("a" * 300, "no path of a file, got 300 characters", id="a long text"),
         pytest.param("a/b" * 3000, "no path of a file, got 9000 characters", id="a long text of short names"),
         pytest.param("two\nlines", "no path of a file", id="lines"),

@@ -23,6 +23,7 @@ from segserve_common.image_file import (
     WHITE_IS_ZERO,
     ImageFileError,
     ImageHeader,
+    base64_in,
     check_opened,
     coloured,
     describe,
@@ -179,7 +180,6 @@ _ALLOWED: Final = (
     "a path, the bytes of an image file, an open binary file, an HTTP response, a PIL image or an array (H, W[, C])"
 )
 _URL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
-_BASE64: Final = re.compile("iVBORw0K|[/_]9j[/_]|UklGR|SUk[qr]A|TU0AK|R0lGOD|Qk0")
 _LONGEST_NAME: Final = 255
 _SHOWN: Final = 80
 _PIL_MODES: Final = {
@@ -315,10 +315,10 @@ def path_of(image: str | os.PathLike[str]) -> Path:
             if found[0] == "data:":
                 advice = "decode its base64 and pass the bytes"
             raise BadRequestError(f"the client does not fetch URLs, got {seen}; {advice}")
-        base64 = _BASE64.match(image)
+        base64 = base64_in(image[:_SHOWN].encode(errors="replace"))
         is_odd = not image or len(image) > _LONGEST_NAME or base64 or not {"\0", "\n"}.isdisjoint(image)
         if is_odd and not os.path.exists(image):  # noqa: PTH110  Path.exists raises for a name that is too long
-            advice = ": it is base64, pass base64.b64decode(text)" if base64 else ""
+            advice = f": {base64.partition(';')[0]}, pass base64.b64decode(text)" if base64 else ""
             raise BadRequestError(f"this text is no path of a file, got {len(image)} characters, {seen}{advice}")
     return Path(image)
 
