@@ -107,4 +107,4 @@ print(f"IoU {figures['miou'].mean:.2f}, ECE {figures['ece'].mean:.2f}")
 # segserve diff coins coins-next photos/ -o sheet/ --at-least 0.95
 # ```
 #
-# Below `--at-least` its exit code is 1. Agreement is no quality: look which one is right.
+# Below `--at-least` its exit code is 1. Agreement is not quality: check which one is right.

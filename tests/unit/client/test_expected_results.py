@@ -49,7 +49,7 @@ def test_every_method_returns_the_type_that_is_expected(served: Served, photo: b
 def test_another_type_is_refused_before_an_image_is_sent_and_both_are_named(served: Served, photo: bytes) -> None:
     with (
         Client(served.url, transport=served.transport) as client,
-        pytest.raises(ResultTypeError, match=r"'coins' returns a SemanticResult, not a InstanceResult") as caught,
+        pytest.raises(ResultTypeError, match=r"'coins' returns SemanticResult, not InstanceResult") as caught,
     ):
         client.segment(photo, model="coins", expect=InstanceResult)
 

@@ -75,7 +75,7 @@ def check_expected(expect: type[Result] | None, info: ModelInfo) -> None:
     returned = next((known for mark, known in types.items() if mark in info.outputs), None)
     if returned is not None and returned is not expect:
         raise ResultTypeError(
-            f"model {info.model!r} returns a {returned.__name__}, not a {expect.__name__}: use "
+            f"model {info.model!r} returns {returned.__name__}, not {expect.__name__}: use "
             f"expect={returned.__name__}, or another model",
             model=info.model,
             revision=info.revision,

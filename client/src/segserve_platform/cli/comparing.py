@@ -87,7 +87,7 @@ def diff(
 ) -> None:
     """Compare the answers of two models to the same images, without labels.
 
-    Prints the agreement of each class, 0 to 1: the IoU of masks, of objects weighed by their scores. Classes are the
+    Prints the agreement of each class, 0 to 1: the IoU of masks, with objects weighted by score. Classes are the
     same if their names are. Exits with 1 if an image could not be compared, or if the agreement is below --at-least.
     """
     from rich.console import Console

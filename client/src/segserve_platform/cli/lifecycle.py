@@ -53,14 +53,14 @@ def up(
         bool | None,
         typer.Option(
             "--tls/--no-tls",
-            help="Whether the gateway speaks TLS, with a certificate of a private authority. Default: as before.",
+            help="Whether the gateway speaks TLS, with a certificate of a private authority. Default: unchanged.",
         ),
     ] = None,
     auth: Annotated[
         Literal["key"] | None,
         typer.Option(
             help="key makes an API key that every caller of the gateway must send, prints it once and ends an earlier "
-            "one. Default: as before."
+            "one. Default: unchanged."
         ),
     ] = None,
     access_log: Annotated[
@@ -68,7 +68,7 @@ def up(
         typer.Option(
             metavar="off|errors|all|SHARE",
             help="Which requests the gateway logs: those that fail, and of the others all or a share such as 0.01. "
-            "`segserve why` reads it. Default: as before.",
+            "`segserve why` reads it. Default: unchanged.",
         ),
     ] = None,
     timeout: Annotated[
@@ -84,9 +84,9 @@ def up(
 ) -> None:
     """Start the local platform: Triton and Envoy as processes, listening on loopback.
 
-    On a terminal it shows a live table, and Ctrl-C stops all processes; so do SIGTERM and the end of the terminal, also
-    for a background job. The models are kept for the next `segserve up`, unless --forget is given. A platform that is
-    already running is taken over.
+    On a terminal it shows a live table, and Ctrl-C stops all processes. SIGTERM, or closing the terminal, does the
+    same, also in the background. The models are kept for the next `segserve up`, unless --forget is given. A platform
+    that is already running is taken over.
     """
     if detach and forget:
         raise typer.BadParameter(

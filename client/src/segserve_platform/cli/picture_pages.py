@@ -69,6 +69,6 @@ def _page(title: str, about: str, sections: Iterable[str]) -> str:
     name = escape(printable(title, 200))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}: sheet</title><style>{PAGE_STYLE}</style>'
-        f"<h1>{name}</h1><p>{escape(printable(about, 800))} Agreement is no quality: look which one is right.</p>"
+        f"<h1>{name}</h1><p>{escape(printable(about, 800))} Agreement is not quality: check which one is right.</p>"
         f"{''.join(sections)}</html>\n"
     )

@@ -227,7 +227,7 @@ def delete_samples(
     everything: Annotated[bool, typer.Option("--all", help="Delete all samples of the model.")] = False,
     sink: Sink = None,
 ) -> None:
-    """Delete samples, all of each. Gateways delete those older than spec.capture.retention."""
+    """Delete samples, with all that is kept of each. Gateways delete those older than spec.capture.retention."""
     if sum((request_id is not None, older_than is not None, everything)) != 1:
         raise CommandError("say what to delete: one of --request-id, --older-than and --all")
     opened = _opened(platform_options, model, sink)

@@ -145,7 +145,7 @@ UNDER_WAY = TrialReport(golden=NEW_SET)
 DIFFERS = TrialReport(golden=NEW_SET, reason="GoldenFailed", message="coins.png: IoU 0.1")
 ABSENT = TrialReport(golden=NEW_SET, reason="DigestMismatch", message="sha256 is another")
 ONE_OF_TWO = f"1 of 2 servers have proved {FIRST.revision} with golden set {'2' * 12}, while it serves"
-GOES_ON = f"{FIRST.revision} goes on with what it was proved with"
+GOES_ON = f"{FIRST.revision} keeps serving with the golden set that it passed"
 FETCHED = ("True", "DigestMatches", "the artifact has the expected sha256")
 NOT_FETCHED = ("Unknown", "Waiting", "no server has fetched the artifact yet")
 LOADED = ("True", "Loaded", "Triton has loaded the newest revision")

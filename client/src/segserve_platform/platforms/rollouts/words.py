@@ -320,7 +320,7 @@ def _latency(verdict: Verdict) -> str:
 def _burn(verdict: Verdict) -> str:
     numbers = verdict.numbers
     rate, limit = min(numbers["long"], numbers["short"]), numbers["factor"]
-    return f"bad requests use the SLO's budget {number(rate)} times as fast as allowed; {number(limit)} is the limit"
+    return f"burn rate {number(rate)}, at most {number(limit)}"
 
 
 def _golden(verdict: Verdict) -> str:

@@ -21,7 +21,7 @@ export function compare(main, given, go) {
   const panel = h("aside", { class: "panel card", "aria-label": "Agreement" });
   droppable(stage);
   main.replaceChildren(
-    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Compare"), h("p", {}, "Two models on the same image. Agreement is no quality: look which one is right.")), controls),
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Compare"), h("p", {}, "Two models on the same image. Agreement is not quality: check which one is right.")), controls),
     problem, h("div", { class: "play" }, h("div", { class: "card" }, stage, caption), panel));
 
   function select(title, key) {
@@ -134,7 +134,7 @@ export function compare(main, given, go) {
     fill(panel,
       h("section", {}, h("h2", {}, "Agreement"),
         h("p", { class: "big" }, agreement.value.toFixed(3)),
-        h("p", { class: "soft" }, "1 is the same: the IoU of masks, objects weighed by their scores."),
+        h("p", { class: "soft" }, "1 means identical: the IoU of masks, with objects weighted by score."),
         h("ul", { class: "agreement stack" }, agreement.classes.slice(0, 40).map((row) => h("li", {}, h("span", {}, row.class), h("span", { class: "right" }, row.agreement.toFixed(3)), meter(row.agreement, "good", `Agreement on ${row.class}`)))),
         agreement.only.some(Boolean) ? h("p", {}, `Only ${answers[0].model}: ${agreement.only[0]} objects. Only ${answers[1].model}: ${agreement.only[1]}.`) : null),
       h("section", {}, h("h2", {}, "View"),

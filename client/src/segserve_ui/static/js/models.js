@@ -10,7 +10,7 @@ export function models(main) {
   const servers = h("div", {});
   const table = h("div", { class: "card" });
   main.replaceChildren(
-    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Models"), h("p", {}, "What serves, and how it does. The numbers are of the last seconds and refresh by themselves."))),
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Models"), h("p", {}, "What is served, and how it is doing. Figures cover the last few seconds and refresh automatically."))),
     problem, servers, table);
   let seen = null;
 

@@ -16,7 +16,7 @@ export function rollouts(main) {
   const problem = h("div", {});
   const list = h("div", { class: "stack rollouts" });
   main.replaceChildren(
-    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Rollouts"), h("p", {}, "How a new revision does beside the present one, and what follows from it."))),
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Rollouts"), h("p", {}, "How a new revision compares with the current one, and what happens next."))),
     problem, list);
   const details = new Set();
   const pairs = new Map();
@@ -37,7 +37,7 @@ export function rollouts(main) {
     list.append(shown);
     try {
       const found = await get(`/api/rollouts/${encodeURIComponent(model)}/pairs`);
-      fill(shown, h("p", { class: "soft" }, `${found.pairs.length} of ${found.compared} pairs that were compared. Agreement is no quality: look which one is right.`), found.pairs.map(pair));
+      fill(shown, h("p", { class: "soft" }, `${found.pairs.length} of ${found.compared} pairs that were compared. Agreement is not quality: check which one is right.`), found.pairs.map(pair));
     } catch (error) {
       fill(shown, h("p", { class: "soft" }, error.message));
     }
@@ -111,7 +111,7 @@ function rest(seen) {
   const others = seen.without.filter((each) => !each.declared).map((each) => each.model);
   return [
     seen.rollouts.length ? null : h("div", { class: "card" }, h("div", { class: "empty" }, h("h2", { class: "title" }, "No rollout yet"),
-      h("p", {}, "The next change of a model with `spec.rollout` starts one: then its steps, evidence and decisions are here."))),
+      h("p", {}, "Change a model that has spec.rollout, and its steps, evidence and decisions appear here."))),
     declared.length ? h("p", { class: "soft" }, `Rolled out at their next change: ${declared.join(", ")}.`) : null,
     others.length ? h("p", { class: "soft" }, `Without spec.rollout, so that a new revision is promoted as soon as it is ready: ${others.join(", ")}.`) : null,
   ];

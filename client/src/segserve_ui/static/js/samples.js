@@ -16,7 +16,7 @@ export function samples(main, given, go) {
   let latest = 0;
 
   main.replaceChildren(
-    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Samples"), h("p", {}, "Images of requests that models keep, and why.")), controls),
+    h("div", { class: "head" }, h("div", {}, h("h1", {}, "Samples"), h("p", {}, "Images of requests that models kept, and why.")), controls),
     problem, count, gallery);
 
   async function look() {

@@ -283,7 +283,7 @@ def _where(proof: ProofReport) -> str:
 
 
 def _refused(trial: TrialProgress, failure: FailureReason) -> str:
-    return f"{trial.name}: {failure.message}; {trial.revision} goes on with what it was proved with"
+    return f"{trial.name}: {failure.message}; {trial.revision} keeps serving with the golden set that it passed"
 
 
 def _pending(trial: TrialProgress) -> str:
