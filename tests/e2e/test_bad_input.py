@@ -73,8 +73,8 @@ REFUSED: dict[str, tuple[RawRequest, str]] = {
     "no bytes": (sent_image(b""), f"{FORMATS} ... empty"),
     "a JPEG cut short": (sent_image(saved("JPEG")[:9000]), "JPEG image is damaged or cut short"),
     "a PNG cut short": (sent_image(PNG[:9000]), "PNG image is damaged or cut short"),
-    "a GIF": (sent_image(saved("GIF")), f"{FORMATS} ... b'GIF87a"),
-    "an EPS": (sent_image(saved("EPS")), f"{FORMATS} ... b'%!PS-Ado"),
+    "a GIF": (sent_image(saved("GIF")), f"{FORMATS} ... it is a GIF file"),
+    "an EPS": (sent_image(saved("EPS")), f"{FORMATS} ... it is a PostScript file"),
     "a PNG of 60,000 x 60,000": (
         sent_image(png_header(60_000, 60_000)),
         "image of 60000 x 60000 = 3600000000 pixels; allowed are 1 to 16000000",

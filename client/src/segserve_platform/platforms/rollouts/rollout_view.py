@@ -19,7 +19,7 @@ from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unp
 from segserve_operator.mapping.statuses import from_api
 from segserve_platform.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
 from segserve_platform.platforms.port import MODEL, Json, Platform
-from segserve_platform.platforms.waiting import is_seen
+from segserve_platform.platforms.waiting import is_seen, readiness
 
 REREAD_S: Final = 1.0
 SETTLED_S: Final = 5.0
@@ -81,7 +81,8 @@ class RolloutView:
 
     `stable` is the former revision. `behind` means that the operator has not processed the newest spec yet, so this may
     be the previous rollout. `slo` is the SLO's state in the model's status (Met, Breached, Unknown; empty without SLO),
-    and `handled` the requests of users that the model's operator has handled, oldest first.
+    `handled` the requests of users that the model's operator has handled, oldest first, and `problem` why its revision
+    cannot be loaded without a change, as `get` and `wait` say it; empty if it can.
     """
 
     model: str
@@ -92,6 +93,7 @@ class RolloutView:
     behind: bool = False
     slo: str = ""
     handled: tuple[str, ...] = ()
+    problem: str = ""
 
     @property
     def over(self) -> bool:
@@ -105,10 +107,10 @@ class RolloutView:
 
     @property
     def exit_code(self) -> int:
-        """What `rollout status` exits with: 1 if it ended badly, 4 if it ended undecided, else 0."""
+        """What `rollout status` exits with: 1 if it ended badly or cannot begin, 4 if it ended undecided, else 0."""
         if self.over and self.standing.phase is Phase.JUDGED:
             return 0 if self.standing.reason == SIGNALS[Signal.JUDGED_WELL][0] else UNDECIDED_CODE
-        return int(self.failed)
+        return int(self.failed or bool(self.problem))
 
     @property
     def promoted(self) -> bool:
@@ -193,7 +195,7 @@ def read_rollout(platform: Platform, model: Json, former: RolloutView | None = N
     if standing is None:
         return None
     if former is not None and former.standing == standing and now_s - former.now_s < REREAD_S:
-        return replace(former, behind=is_behind(model, standing))
+        return replace(former, behind=is_behind(model, standing), problem=_problem(model, standing))
     manifest = platform.rollout(standing.rollout)
     record = record_of(manifest) if manifest is not None and is_written(manifest) else None
     stable = record.stable if record is not None else _former_revision(model, standing)
@@ -207,7 +209,13 @@ def read_rollout(platform: Platform, model: Json, former: RolloutView | None = N
         is_behind(model, standing),
         str(status.get("slo") or ""),
         tuple(status.get("handledAnnotations") or ()),
+        _problem(model, standing),
     )
+
+
+def _problem(model: Json, standing: RolloutState) -> str:
+    state = readiness(model)
+    return state.text if standing.phase is Phase.PENDING and state.failed else ""
 
 
 def _former_revision(model: Json, standing: RolloutState) -> str:

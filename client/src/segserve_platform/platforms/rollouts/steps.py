@@ -38,7 +38,7 @@ def steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterat
         if view.promoted or number < standing.step:
             yield StepWords(f"{weight} %", "done" if since else "left out", since)
         elif number > standing.step:
-            yield StepWords(f"{weight} %", "to come", _conditions(record, number))
+            yield StepWords(f"{weight} %", "left out" if standing.ended else "to come", _conditions(record, number))
         elif standing.phase is Phase.PROGRESSING:
             yield StepWords(f"{weight} %", "now", _now(view, record, outlook))
         else:
@@ -52,7 +52,7 @@ def steps(view: RolloutView, record: Record, outlook: Forecast | None) -> Iterat
         yield StepWords(f"{part:g} %", "now", f"{watched}, {span(left_s)} to go")
     elif standing.phase is Phase.SUCCEEDED:
         yield StepWords("100 %", "done", "")
-    else:
+    elif not standing.ended:
         when = ""
         if outlook is not None and math.isfinite(outlook.promoted_s) and not words.later_pauses(view):
             when = f", in {words.about(words.left_s(view, outlook.promoted_s))}"

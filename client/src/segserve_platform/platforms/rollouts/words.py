@@ -36,6 +36,8 @@ def headline(view: RolloutView, outlook: Forecast | None) -> str:
     standing, age = view.standing, span(view.now_s - view.standing.since_s)
     took = span(standing.since_s - standing.started_s)
     match standing.phase:
+        case Phase.PENDING if view.problem:
+            text = f"no requests, for {age}: {view.problem}"
         case Phase.PENDING:
             text = f"no requests yet: its servers are loading and proving it, for {age} so far"
         case Phase.GOLDEN:
@@ -135,7 +137,8 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
     if standing.reason in (DEADLINE_PASSED, TOO_OFTEN):
         return f"you, as {standing.message}: `segserve rollout promote {name}` or `abort`"
     if standing.phase is Phase.PENDING:
-        return "its servers to load and prove it"
+        change = f"you: change the model and apply it, or `segserve rollout abort {name}`"
+        return change if view.problem else "its servers to load and prove it"
     if outlook is None:
         return ""
     match outlook.wait:
@@ -255,6 +258,8 @@ def _gate(verdict: Verdict, view: RolloutView, outlook: Forecast | None) -> Gate
     gate, text = verdict.gate, finding(verdict)
     if verdict.outcome is Outcome.BREACH:
         return GateWords(gate, Outcome.BREACH, "breach", text)
+    if view.standing.ended and verdict.outcome is Outcome.UNDECIDED:
+        return GateWords(gate, None, "not judged", "the rollout ended before it had judged")
     if verdict.reason == "NotPromoted":
         return GateWords(gate, None, "later", "it judges the revision after its promotion")
     if suspicion(verdict) >= MAYBE:
