@@ -29,8 +29,9 @@ from segserve_platform.cli.rollout import commands
 from segserve_platform.cli.rollout.render import RolloutTree, bar
 from segserve_platform.cli.rollout.status import follow
 from segserve_platform.platforms.rollouts.documents import forecast_of
-from segserve_platform.platforms.rollouts.rollout_view import RolloutView
+from segserve_platform.platforms.rollouts.rollout_view import RolloutView, read_rollout
 from segserve_platform.platforms.rollouts.words import about, awaited, latency, span
+from segserve_platform.platforms.waiting import readiness
 
 from .conftest import Command
 from .rollout_platform import RolloutPlatform
@@ -83,6 +84,41 @@ def test_present_rates_are_those_since_the_weight_changed() -> None:
     assert (stable.requests_per_second, candidate.requests_per_second) == (20.0, 20.0)
     assert quarantined.requests_per_second == 0.0
     assert just_moved.requests == 350
+
+
+def refused() -> dict[str, Any]:
+    """Return a model whose newest revision cannot be loaded: its artifact has another digest."""
+    waiting = records.standing(phase=Phase.PENDING, weight=0, step=-1, reason="Proving")
+    model = records.coins(waiting)
+    conditions = {"Degraded": ("True", "DigestMismatch", "its sha256 is another"), "Ready": ("True", "Serving", "")}
+    model["status"]["conditions"] = [
+        {"type": kind, "status": status, "reason": reason, "message": message}
+        | {"observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        for kind, (status, reason, message) in conditions.items()
+    ]
+    return model
+
+
+def test_a_revision_that_cannot_be_loaded_has_one_reason_in_get_wait_and_rollout_status() -> None:
+    model, found = refused(), records.record()
+
+    view = read_rollout(RolloutPlatform([model], {found.name: records.manifest(found)}), model)
+
+    assert view is not None
+    assert view.problem == readiness(model).text == "DigestMismatch: its sha256 is another"
+    assert view.exit_code == 1
+    assert view.problem in said(view).partition(" | ")[0]
+    assert "waits for ◐ you: change the model and apply it, or `segserve rollout abort coins`" in said(view)
+
+
+def test_after_the_end_no_gate_is_measuring_and_no_step_is_to_come() -> None:
+    over = records.seen(standing=records.standing(phase=Phase.ROLLED_BACK, weight=0))
+
+    shown = said(over)
+
+    assert "measuring" not in shown
+    assert "to come" not in shown
+    assert "later" not in shown
 
 
 def in_shadow() -> RolloutView:
