@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -216,6 +217,31 @@ def test_channels_that_a_file_leaves_free_are_the_first_convolutions(
     free[axis] = weights[1] * group
 
     assert read_signature(saved(model, tmp_path)).inputs[0].shape == tuple(free)
+
+
+TENSORS = st.lists(st.sampled_from(["x", "y", "a", "b", "w", ""]), max_size=4)
+NODES = st.builds(
+    lambda kind, inputs, outputs, perm, group: helper.make_node(
+        kind, inputs, outputs, **({"perm": perm} if kind == "Transpose" else {"group": group} if kind == "Conv" else {})
+    ),
+    st.sampled_from(["Conv", "QLinearConv", "Transpose", "Identity", "Cast", "Sub", "DequantizeLinear", "Softmax"]),
+    TENSORS,
+    TENSORS,
+    st.lists(st.integers(-2, 9), min_size=1, max_size=5),
+    st.integers(-1, 3),
+)
+
+
+@given(nodes=st.lists(NODES, min_size=1, max_size=5), has_shape=st.booleans())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_graphs_of_any_form_are_read_or_refused(tmp_path: Path, nodes: list[Any], has_shape: bool) -> None:
+    weight = numpy_helper.from_array(np.zeros((4, 3, 1, 1), np.float32), "w")
+    model = tiny_model(nodes=nodes, inputs=[helper.make_tensor_value_info("x", 1, [None] * 4)], initializers=[weight])
+    if not has_shape:
+        model.graph.output[0].ClearField("type")
+
+    with suppress(SignatureError):
+        assert read_signature(saved(model, tmp_path)).inputs[0].shape.count(None) >= 3
 
 
 @pytest.mark.parametrize(("ir", "opset", "what"), [(99, 17, "IR version"), (8, 99, "opset")])

@@ -97,7 +97,7 @@ def _last(model: Any, output: TensorSpec) -> Iterator[str]:
         if node.op_type not in MOVING:
             yield node.op_type
             return
-        name = node.input[0]
+        name = next(iter(node.input), "")
 
 
 def _outputs(model: Any) -> Sequence[Any]:
@@ -128,17 +128,18 @@ def _with_channels(model: Any, image: TensorSpec) -> TensorSpec:
     name, axes = image.name, [0, 1, 2, 3]
     for _ in range(LONGEST_CHAIN):
         users = [node for node in model.graph.node if name in node.input and node.op_type not in METADATA_OPERATORS]
-        if len(users) != 1:
+        if len(users) != 1 or not users[0].output:
             break
         (node,) = users
         options = {each.name: each for each in node.attribute}
         if node.op_type in CONVOLUTIONS:
-            taken = _dims(model, node.input[CONVOLUTIONS[node.op_type]])[1:2]
+            place = CONVOLUTIONS[node.op_type]
+            taken = [size for name in node.input[place : place + 1] for size in _dims(model, name)[1:2]]
             shape, axis = list(image.shape), axes[1]
-            if taken and shape[axis] is None:
+            if taken and taken[0] > 0 and shape[axis] is None:
                 shape[axis] = taken[0] * (options["group"].i if "group" in options else 1)
             return replace(image, shape=tuple(shape))
-        if node.op_type == "Transpose" and "perm" in options:
+        if node.op_type == "Transpose" and "perm" in options and sorted(options["perm"].ints) == [0, 1, 2, 3]:
             axes = [axes[axis] for axis in options["perm"].ints]
         elif node.op_type not in POINTWISE:
             break
@@ -150,8 +151,10 @@ def _dims(model: Any, name: str) -> Sequence[int]:
     """Return the shape of a constant tensor, also behind operators that only convert it; empty if it is none."""
     known = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
-    while name not in known and name in makers and makers[name].op_type in CONVERTING:
-        name = makers[name].input[0]
+    for _ in range(LONGEST_CHAIN):
+        if name in known or name not in makers or makers[name].op_type not in CONVERTING:
+            break
+        name = next(iter(makers[name].input), "")
     if name in known:
         return known[name].dims  # type: ignore[no-any-return]
     values = makers[name].attribute if name in makers else ()
