@@ -172,7 +172,7 @@ BODIES: dict[str, tuple[int, bytes, str | None, str]] = {
     "an object without inputs": (400, b"{}", None, "'inputs'"),
     "inputs that are numbers": (400, b'{"inputs": [1]}', None, MISSING_FIELDS),
     "an input without data": (400, b'{"inputs": [{"name": "IMAGE"}]}', None, MISSING_FIELDS),
-    "brackets without end": (400, b"[" * 100_000, None, "the JSON is nested more than 32 deep"),
+    "brackets without end": (400, b"[" * 100_000, None, "no JSON of KServe v2, which begins with '{'"),
     "bytes that are no text": (400, b"\xff\xfe\xff\xfe", None, "failed to parse the request JSON"),
     "a negative dimension": (400, HEADER.replace(b"[1]", b"[-1]") + TENSORS, str(len(HEADER) + 1), "'shape'"),
     "a shape that is a text": (400, HEADER.replace(b"[1]", b'"a"') + TENSORS, str(len(HEADER)), "'shape'"),
