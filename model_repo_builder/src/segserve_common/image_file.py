@@ -378,7 +378,8 @@ def _tiff(data: Data) -> ImageHeader:
     channels, bits = _number(tags, _SAMPLES, 1), tags.get(_BITS, (1,))
     if len(set(bits)) > 1:
         raise ImageFileError(f"TIFF image has samples of {bits} bits; allowed are {ALLOWED_SAMPLES}")
-    photometric = _photometric(tags)
+    _check_photometric(tags)
+    photometric = _number(tags, _PHOTOMETRIC, RGB)
     if COLOUR_MAP in names and photometric == BLACK_IS_ZERO and channels == 1 and bits[0] >= 8:
         photometric = PALETTE  # as for GDAL, which adds a table of colours to a written file without changing this
     nodata = b"".join(each for each in tags.get(_GDAL_NODATA, ()) if isinstance(each, bytes)).strip(b"\0 ")
@@ -414,8 +415,8 @@ def _tiff(data: Data) -> ImageHeader:
     return described
 
 
-def _photometric(tags: Mapping[int, Any]) -> int:
-    """Return the photometric interpretation of a TIFF; raises `ImageFileError` if its tags lack it.
+def _check_photometric(tags: Mapping[int, Any]) -> None:
+    """Raise `ImageFileError` if a TIFF's tags lack the photometric interpretation.
 
     Readers differ in what they take for granted then: Pillow that 0 is white, libtiff that it is black.
     """
@@ -424,8 +425,6 @@ def _photometric(tags: Mapping[int, Any]) -> int:
             "TIFF image does not say whether 0 is black or white (tag 262, photometric interpretation, is missing): "
             "tiffset -s 262 1 says black, 2 says RGB"
         )
-    photometric = tags[_PHOTOMETRIC]
-    return int(photometric[0] if isinstance(photometric, tuple) else photometric)
 
 
 def check_opened(tags: Mapping[int, Any], frames: int) -> int:
@@ -437,8 +436,9 @@ def check_opened(tags: Mapping[int, Any], frames: int) -> int:
         raise ImageFileError(f"image is {_RAW}")
     if frames > 1 and tags.get(_SUBFILE, 0) & (_REDUCED | _MASK):
         raise ImageFileError("TIFF image is a reduced copy (a thumbnail) or a mask; seek to the page of the picture")
+    _check_photometric(tags)
     bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (UNSIGNED,))
-    header = ImageHeader("TIFF", 1, 1, UPRIGHT, len(bits), max(bits), _photometric(tags), max(formats))
+    header = ImageHeader("TIFF", 1, 1, UPRIGHT, len(bits), max(bits), tags[_PHOTOMETRIC], max(formats))
     if header.sample_format != UNSIGNED or header.bits > 16:
         raise unread_samples(header)
     return header.photometric
@@ -574,9 +574,14 @@ def shallow_tiff(data: bytes, file: ImageHeader) -> NDArray[np.uint8]:
 
 
 def coloured(indices: NDArray[np.uint8], table: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the colours (H, W, 3) of indices (H, W) by a TIFF's table of 3 x 256 values of 16 bits."""
+    """Return the colours (H, W, 3) of indices (H, W) by a TIFF's table of 3 x 256 values of 16 bits.
+
+    Raises `ImageFileError` for a table of another size.
+    """
     import numpy as np
 
+    if len(table) != 768:
+        raise ImageFileError(f"TIFF image of 8 bits has a colour table of {len(table)} values; allowed are 768")
     colours = np.asarray(table, np.uint16).reshape(3, -1).T >> 8
     return colours.astype(np.uint8)[indices]
 

@@ -376,6 +376,29 @@ def test_every_kind_of_file_is_one_picture_to_all_ways_in_or_is_refused_as_the_p
     assert written in IMAGES_PAGE.read_text()
 
 
+@pytest.mark.parametrize("kind", [struct.pack("<HHI4s", 262, 2, 1, b"x"), struct.pack("<HHIHH", 262, 3, 2, 1, 2)])
+def test_a_photometric_interpretation_that_is_no_number_is_refused(kind: bytes, tmp_path: Path) -> None:
+    data = tiff(GREY)
+    place = data.index(struct.pack("<HH", 262, 3))
+    data = data[:place] + kind + data[place + 12 :]
+    (tmp_path / "a.tif").write_bytes(data)
+
+    with pytest.raises(BadImageError, match=r"TIFF tag 262 is .* allowed is one integer"):
+        served(data)
+    for read in (open_source, picture):
+        with pytest.raises(BadRequestError, match="TIFF tag 262"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_colour_table_of_another_size_is_refused_on_every_way(tmp_path: Path) -> None:
+    data = tiff(GREY, extratags=[(320, "H", 30, tuple(range(30)), True)])
+
+    with pytest.raises(BadImageError, match="TIFF image"):
+        served(data)
+    with pytest.raises(BadRequestError, match="a colour table of 30 values; allowed are 768"):
+        image_tensor(Image.open(io.BytesIO(data)))
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

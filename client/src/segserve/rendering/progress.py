@@ -26,6 +26,11 @@ def shown(progress: Progress, total: int, what: str) -> AbstractContextManager[T
 @contextmanager
 def _bar(total: int, what: str) -> Iterator[Tick]:
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (console.is_jupyter or console.is_terminal):
+        yield lambda _done, _total: None
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -35,7 +40,6 @@ def _bar(total: int, what: str) -> Iterator[Tick]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -43,8 +47,7 @@ def _bar(total: int, what: str) -> Iterator[Tick]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    is_seen = console.is_jupyter or console.is_terminal
-    with Progress(*columns, console=console, disable=not is_seen) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=total or None)
         yield lambda done, of: bar.update(task, completed=done, total=of or None)
 

@@ -355,6 +355,8 @@ def _mode_pixels(image: Image.Image) -> NDArray[Any]:
     if tags is not None:
         try:
             photometric = check_opened(tags, getattr(image, "n_frames", 1))
+            if (image.mode, photometric) == ("L", BLACK_IS_ZERO) and COLOUR_MAP in tags:
+                return pixels_of(coloured(np.asarray(image), tags[COLOUR_MAP]))
         except ImageFileError as error:
             raise BadRequestError(f"the PIL image cannot be sent: {error}") from error
     if image.mode.startswith("I"):
@@ -371,8 +373,6 @@ def _mode_pixels(image: Image.Image) -> NDArray[Any]:
             )
         pixels = array.astype(np.uint16)
         return pixels_of(~pixels if photometric == WHITE_IS_ZERO else pixels)
-    if tags is not None and (image.mode, photometric) == ("L", BLACK_IS_ZERO) and COLOUR_MAP in tags:
-        return pixels_of(coloured(np.asarray(image), tags[COLOUR_MAP]))
     if image.mode not in _PIL_MODES:
         allowed = ", ".join((*_PIL_MODES, "I", "I;16"))
         raise BadRequestError(f"a PIL image of mode {image.mode!r} cannot be sent; allowed: {allowed}")

@@ -21,23 +21,18 @@ from segserve_common.errors import ProtocolError
 RegionRows: TypeAlias = Iterator[tuple[object, str, Any, list[float]]]
 """Of each its object, its class, and its mask, bool (H, W), or None and its box, x, y, width, height."""
 
+NNUNET: Final = "nnU-Net's: copy maps and images, as PNG or TIFF of one name, into labels and images"
+VIA: Final = "VIA's: export it in VIA as COCO (Annotation, Export Annotations)"
 _FORMS: Final = {
-    (
-        "image_id",
-        "category_id",
-        "score",
-    ): "a list of detections (COCO results): name the file with images",
-    ("_via_img_metadata",): "VIA's: export it in VIA as COCO (Annotation, Export Annotations)",
-    ("filename", "regions"): "VIA's: export it in VIA as COCO (Annotation, Export Annotations)",
+    ("image_id", "category_id", "score"): "a list of detections (COCO results): name the file with images",
+    ("_via_img_metadata",): VIA,
+    ("filename", "regions"): VIA,
     ("project", "attribute", "metadata", "file"): "VIA's: convert it to COCO, for example in VIA 2",
-    (
-        "labels",
-        "numTraining",
-    ): "nnU-Net's: copy maps and images, as PNG or TIFF of one name, into labels and images",
+    ("labels", "numTraining"): NNUNET,
     ("categories", "items"): "datumaro's: convert it (datum convert -if datumaro -f coco_instances)",
     ("JPEGImages",): "Pascal VOC's: convert its boxes (supervision's DetectionDataset.from_pascal_voc and as_coco), or "
     "copy its maps and their images into the folders labels and images, with the names of classes in classes.txt",
-    ("imagesTr", "labelsTr"): "nnU-Net's: copy maps and images, as PNG or TIFF of one name, into labels and images",
+    ("imagesTr", "labelsTr"): NNUNET,
     ("<annotation>",): "Pascal VOC's: convert it (supervision's DetectionDataset.from_pascal_voc and as_coco)",
     ("<annotations>",): "CVAT's: export it from CVAT as COCO, or convert it (datum convert -if cvat -f coco_instances)",
 }

@@ -87,6 +87,7 @@ HEATMAPS: Final = OutputRole(
     "[N, K, M, M]",
     (4,),
 )
+ROLE_NAMES: Final = BOXES.names | LABELS.names | SCORES.names | MASKS.names | HEATMAPS.names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +195,7 @@ class _Search:
     def __init__(self, family: str, roles: tuple[OutputRole, ...], outputs: Sequence[TensorSpec]) -> None:
         self._family, self._roles, self._outputs = family, (*roles, SCORES), outputs
         self._named = {role: [t for t in outputs if t.name.lower() in role.names] for role in self._roles}
-        claimed = frozenset[str]().union(*(role.names for role in (BOXES, LABELS, SCORES, MASKS, HEATMAPS)))
-        self._taken = [tensor for tensor in outputs if tensor.name.lower() in claimed]
+        self._taken = [tensor for tensor in outputs if tensor.name.lower() in ROLE_NAMES]
 
     def find(self, role: OutputRole, batched: bool | None) -> TensorSpec:
         """Return the one output of a role; with `batched` None it may have a batch or not.

@@ -123,7 +123,7 @@ def _outputs(model: Any) -> Sequence[Any]:
 
 def _with_channels(model: Any, image: TensorSpec) -> TensorSpec:
     """Return an input with the channels that the first convolution takes, if the file leaves their number free."""
-    if len(image.shape) != 4:
+    if len(image.shape) != 4 or None not in (image.shape[1], image.shape[3]):
         return image
     name, axes = image.name, [0, 1, 2, 3]
     for _ in range(LONGEST_CHAIN):

@@ -14,7 +14,15 @@ from typing import Any, Final
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.networks import family_of
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import IN_FP32, EvidenceWeight, Family, FamilyEvidence, described_all
+from segserve_builder.families.base import (
+    IN_FP32,
+    EvidenceWeight,
+    Family,
+    FamilyEvidence,
+    NetworkIO,
+    TensorSpec,
+    described_all,
+)
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.pipeline import Pipeline
@@ -151,14 +159,14 @@ def misfit(family: Family, network: NetworkFile, image: ImageInput, classes: int
 def _cut(family: Family, network: NetworkFile, image: ImageInput, classes: int) -> str | None:
     """Return which masks or keypoints a family leaves out, with why no other family reads them; None without any."""
     io = family.network_io(network.signature, _pipeline_for(family, image, classes))
-    read, rank = {tensor.name for tensor in io.outputs}, max(len(tensor.shape) for tensor in io.outputs)
-    more = [each for each in network.signature.outputs if len(each.shape) + (not io.batched) > rank]
-    left = described_all(tensor for tensor in more if tensor.name not in read)
-    if left == described_all(()):
+    rank = max(len(tensor.shape) for tensor in io.outputs)
+    left = [each for each in _unread_by(io, network) if len(each.shape) + (not io.batched) > rank]
+    if not left:
         return None
     wider = [each for each in FAMILIES.values() if set(each.output_names) > set(family.output_names)]
     why = dict.fromkeys(f"{each.name}: {misfit(each, network, image, classes)}" for each in wider)
-    return f"{family.name} would leave out {left}; --family {family.name} serves it without. {'. '.join(why)}"
+    cut = f"{family.name} would leave out {described_all(left)}; --family {family.name} serves it without"
+    return ". ".join((cut, *why))
 
 
 def _pipeline_for(family: Family, image: ImageInput, classes: int) -> Pipeline:
@@ -362,13 +370,18 @@ def _bound(
 
 def _unread(spec: Mapping[str, Any], network: NetworkFile) -> list[Remark]:
     """Return a remark on the outputs that are not read, if there are any."""
-    read = {tensor.name for tensor in network_io(_pipeline_of(spec), network.signature).outputs}
-    others = described_all(tensor for tensor in network.signature.outputs if tensor.name not in read)
-    if others == described_all(()):
+    io = network_io(_pipeline_of(spec), network.signature)
+    others = _unread_by(io, network)
+    if not others:
         return []
-    made_of = ", ".join(map(repr, sorted(read)))
-    text = f"what these outputs hold is left out: {others}. The answer is made of {made_of} alone"
+    made_of = ", ".join(sorted(repr(tensor.name) for tensor in io.outputs))
+    text = f"what these outputs hold is left out: {described_all(others)}. The answer is made of {made_of} alone"
     return [Remark(("spec", "family"), text, sure=False)]
+
+
+def _unread_by(io: NetworkIO, network: NetworkFile) -> list[TensorSpec]:
+    read = {tensor.name for tensor in io.outputs}
+    return [tensor for tensor in network.signature.outputs if tensor.name not in read]
 
 
 def _left_out(images: Sequence[Path], fitting: Sequence[Path], max_pixels: int) -> list[Remark]:
