@@ -29,25 +29,6 @@ SIZES = ((240, 320), (300, 225))
 Answers = list[dict[str, np.ndarray]]
 
 
-# torchvision's wheel is for CUDA, and does not load without its compiled operators.
-OPERATORS = torch.library.Library("torchvision", "DEF")
-for _operator in ("nms", "qnms"):
-    OPERATORS.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-def nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Return the boxes that greedy suppression keeps, as torchvision's operator documents it."""
-    left, kept = scores.argsort(descending=True, stable=True), []
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    while left.numel():
-        best, left = left[0], left[1:]
-        kept.append(best)
-        low, high = torch.maximum(boxes[best, :2], boxes[left, :2]), torch.minimum(boxes[best, 2:], boxes[left, 2:])
-        shared = (high - low).clamp(min=0).prod(1)
-        left = left[shared / (areas[best] + areas[left] - shared) <= threshold]
-    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.long)
-
-
 def picture(seed: int, height: int, width: int) -> Image.Image:
     """Draw discs and squares before a smooth ground."""
     random = np.random.default_rng(seed)
@@ -96,21 +77,14 @@ def export(net: nn.Module, given: torch.Tensor, folder: Path, **options: Any) ->
 
 
 def ultralytics(folder: Path, photos: list[Image.Image], name: str, **options: Any) -> Answers:
-    import torchvision
-    from torchvision.ops._register_onnx_ops import _register_custom_op
     from ultralytics import YOLO
 
-    OPERATORS.impl("nms", nms, "CPU")
-    _register_custom_op()
-    torchvision.ops.nms = nms
     torch.manual_seed(3)
     model = YOLO(f"{name}.yaml")
     net = model.model
     if hasattr(net, "yaml"):
         _wake(net)
     net.names = {number: f"thing {number}" for number in range(net.yaml["nc"])}
-    if "nms" in options:  # traced: as an operator, which torchvision exports as ONNX's
-        torchvision.ops.nms = torch.ops.torchvision.nms
     exported = Path(model.export(format="onnx", imgsz=320, simplify=False, opset=17, **options))
     exported.rename(folder / "net.onnx")
     loaded = YOLO(folder / "net.onnx", task=model.task)
