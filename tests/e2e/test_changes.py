@@ -22,7 +22,10 @@ from fakes.callers import PHOTO, Load
 from fakes.waiting import until
 from fakes.watching import Watched, command, segserve
 from segserve import Client, ModelNotFoundError
+from segserve.platform import Local
 from segserve_builder.sources import folder_digest
+from segserve_platform.platforms.manifests import read_files
+from segserve_platform.platforms.selection import open_platform
 
 pytestmark = [pytest.mark.platform, pytest.mark.core]
 
@@ -48,6 +51,11 @@ def pinned(path: Path) -> dict[str, str]:
 
 def apply(watched: Watched, file: Path) -> str:
     return watched.command("apply", "-f", str(file)).strip()
+
+
+def apply_unread(watched: Watched, file: Path) -> None:
+    """Apply a resource as the control plane does: `segserve apply` refuses a file of another digest."""
+    open_platform(Local(watched.running.state)).apply(read_files([file]))
 
 
 def stable(watched: Watched, model: str = "coins") -> tuple[str, str]:
@@ -173,7 +181,7 @@ def test_a_change_that_cannot_be_served_says_why_and_leaves_the_stable_revision(
     changes, (kind, reason), message = BROKEN[case]
     before, first_answer = stable(watched), answer(watched)
 
-    apply(watched, edited(**changes(tmp_path)))
+    apply_unread(watched, edited(**changes(tmp_path)))
     found = watched.becomes("coins", kind, "False", reason)
     refused = command(watched.running.state, "wait", "coins")
 
@@ -295,7 +303,7 @@ def test_an_edited_golden_set_is_proved_in_place_and_one_that_fails_takes_nothin
     figures = f"golden set {more['sha256'][:12]}: every image (2) was answered within its tolerance"
 
     def edit(golden: dict[str, str]) -> None:
-        apply(watched, edited(allowClassChanges=True, golden=golden))
+        apply_unread(watched, edited(allowClassChanges=True, golden=golden))
 
     with Load(watched.running.url, pause_s=0.1) as load:
         edit(more | {"sha256": "0" * 64})

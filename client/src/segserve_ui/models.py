@@ -15,7 +15,7 @@ from segserve_platform.platforms.errors import ControlError, InvalidResourceErro
 from segserve_platform.platforms.manifests import stored_pipeline
 from segserve_platform.platforms.metrics import MetricsSource
 from segserve_platform.platforms.port import Json, Platform
-from segserve_platform.platforms.waiting import age, condition, is_starting, readiness
+from segserve_platform.platforms.waiting import age, readiness
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 EXAMPLES: Final = 12
@@ -145,14 +145,8 @@ def state_of_model(manifest: Json, *, runs: bool = True) -> Json:
     if not runs:
         return {"word": "Stopped", "tone": "quiet", "text": "no platform is running", "serves": False}
     state = readiness(manifest)
-    if state.serves:
-        return {"word": "Ready", "tone": "good", "text": state.text, "serves": True}
-    answers = condition(manifest, "Ready")["status"] == "True"
-    if state.failed:
-        # A former revision may serve on.
-        return {"word": "Degraded" if answers else "Failed", "tone": "bad", "text": state.text, "serves": answers}
-    word = "Starting" if is_starting(manifest) else "Changing" if answers else "Not ready"
-    return {"word": word, "tone": "moving", "text": state.text, "serves": answers}
+    tone = "good" if state.serves else "bad" if state.failed else "moving"
+    return {"word": state.state, "tone": tone, "text": state.problem or state.text, "serves": state.answers}
 
 
 def _revisions(status: Json) -> Iterator[Json]:

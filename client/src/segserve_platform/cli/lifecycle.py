@@ -315,7 +315,9 @@ def show_until_interrupted(state: StateFolder) -> None:
             if live is not None:
                 url = record.url if record is not None else "..."
                 states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
-                notes = [f"  {name}: {state.text}" for name, state in states.items() if not state.serves]
+                notes = [
+                    f"  {name}: {state.problem or state.text}" for name, state in states.items() if not state.serves
+                ]
                 head = Text(f"segserve at {url}   (stop with Ctrl-C)", style="bold")
                 live.update(
                     Group(head, models_table(manifests, starting=startup.waiting), Text("\n".join(notes), style="dim")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import yaml
@@ -13,8 +14,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from segserve_platform.cli.errors import plain
+from segserve_platform.platforms.errors import ControlError
 from segserve_platform.platforms.port import Json, Platform
-from segserve_platform.platforms.waiting import age, condition, is_starting, readiness
+from segserve_platform.platforms.waiting import age, condition, readiness
 
 # Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
 # rejects and which must not break `segserve get`.
@@ -25,7 +28,8 @@ DROPPED_FIRST: Final = ("URL", "AGE", "DEVICE", "GROUP", "SLO", "PHASE", "CANDID
 GAP: Final = 2
 MESSAGE_WIDTH: Final = 20
 """A message may be cut off after this many characters, and a candidate go without its reason; other cells are whole."""
-DECISIONS: Final = 10
+DECISIONS, EVENTS = 10, 10
+"""The newest of them are shown; `segserve why` has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +114,9 @@ def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
 
 
 def _ready(manifest: Mapping[str, Any], starting: Container[str]) -> Text:
-    ready, awaited = condition(manifest, "Ready")["status"], manifest["metadata"]["name"] in starting
-    if is_starting(manifest) or (awaited and ready != "True" and not readiness(manifest).failed):
+    ready, state = condition(manifest, "Ready")["status"], readiness(manifest).state
+    awaited = manifest["metadata"]["name"] in starting and state == "Not ready"
+    if state == "Starting" or awaited:
         return Text("Starting", "yellow")
     return _coloured(ready, {"True": "green", "False": "red"})
 
@@ -134,11 +139,12 @@ def latest_record(platform: Platform, model: Json) -> Json | None:
     return platform.rollout(name) if name else None
 
 
-def model_text(manifest: Json, record: Json | None = None) -> str:
-    """Return a model's resource as text, with the `record` of its latest rollout."""
-    status = manifest.get("status") or {}
-    spec = yaml.safe_dump({"metadata": manifest["metadata"], "spec": manifest["spec"]}, sort_keys=False)
-    lines = [spec.rstrip("\n"), f"url: {status.get('url', '')}", "roles:"]
+def model_text(manifest: Json, record: Json | None, more: Iterable[str] = ()) -> str:
+    """Return a model as text, with the `record` of its latest rollout: its state first, and `more` before its spec."""
+    status, state = manifest.get("status") or {}, readiness(manifest)
+    lines = [f"{manifest['metadata']['name']}: {state.state}{f', {state.text}' if state.text else ''}"]
+    lines += [f"next: {state.advice}"] if state.advice else []
+    lines += [f"url: {status.get('url', '')}", "roles:"]
     for role, holder in status.get("roles", {}).items():
         failure = f"  {holder['reason']}: {holder['message']}" if holder.get("reason") else ""
         group = f" in group {holder['group']}" if holder.get("group") else ""
@@ -148,10 +154,44 @@ def model_text(manifest: Json, record: Json | None = None) -> str:
     lines.append("conditions:")
     for each in status.get("conditions", []):
         lines.append(f"  {each['type']:<17} {each['status']:<8} {age(each['lastTransitionTime']):>4}  {_why(each)}")
-    return "\n".join(lines)
+    shown = {"metadata": manifest["metadata"], "spec": without_defaults(manifest)}
+    return "\n".join((*lines, *more, yaml.safe_dump(shown, sort_keys=False).rstrip("\n")))
+
+
+def event_lines(platform: Platform, model: Json) -> Iterator[str]:
+    """Yield a heading and the events of a model, oldest first, or why they cannot be read."""
+    about = f"model {model['metadata']['name']}"
+    yield "events:"
+    try:
+        events = [each for each in platform.events(model["metadata"]["name"]) if each.about == about]
+    except ControlError as error:
+        yield f"  {error}"
+        return
+    if not events:
+        yield "  none"
+    for event in sorted(events, key=lambda each: each.at_s)[-EVENTS:]:
+        often = f" ({event.count} times)" if event.count > 1 else ""
+        message = plain(" ".join(event.message.split()))
+        kind = "Warning" if event.warning else "Normal"
+        when = age(datetime.fromtimestamp(event.at_s, UTC).isoformat())
+        yield f"  {when:>4}  {kind:<8} {event.reason:<18} {message}{often}"
+
+
+def without_defaults(manifest: Json) -> Json:
+    """Return a model's spec without what every model has; whole, if this version cannot read it."""
+    from segserve_operator.api.segmentation_model import SegmentationModel
+
+    try:
+        spec = SegmentationModel.model_validate(manifest).spec
+    except ValueError:
+        return dict(manifest["spec"])
+    shown: Json = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return shown
 
 
 def _rollout(rollout: Json, record: Json) -> Iterator[str]:
+    from segserve_platform.platforms.rollouts.words import actor
+
     state = f"{rollout['phase']} at {rollout.get('weight', 0)} %{', paused' if rollout.get('paused') else ''}"
     yield f"rollout: {rollout['name']}"
     yield f"  {rollout['revision']} is {state} since {age(rollout['since'])}  {_why(rollout)}"
@@ -160,7 +200,7 @@ def _rollout(rollout: Json, record: Json) -> Iterator[str]:
         yield f"  gate {verdict['gate']:<15} {verdict['outcome']:<9} {_why(verdict)}{skipped}"
     for decision in (record.get("decisions") or ())[-DECISIONS:]:
         when, weight = age(decision["at"]), decision["weight"]
-        yield f"  {when:>4}  {decision['phase']:<11} {weight:>3} %  {_why(decision)} (by {decision['actor']})"
+        yield f"  {when:>4}  {decision['phase']:<11} {weight:>3} %  {_why(decision)} ({actor(decision['actor'])})"
 
 
 def _why(entry: Json) -> str:

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.installation import install_engines
-from segserve_platform.cli.models_view import latest_record, model_text, models_table
+from segserve_platform.cli.models_view import event_lines, latest_record, model_text, models_table
 from segserve_platform.cli.options import (
     PlatformOptions,
     model_names,
@@ -195,28 +195,31 @@ def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource])
 def check_local_files(resources: Iterable[ParsedResource], base: Path | None = None) -> None:
     """Warn about files of this machine that resources name and that do not exist.
 
-    Raises `CommandError` for a relative address from standard input that leads nowhere: it was meant to be relative to
-    another folder.
+    Raises `CommandError` for a file of another digest, and for a relative address from standard input that leads
+    nowhere: it was meant to be relative to another folder.
     """
     from segserve_builder.sources.cache import folder_path, object_path
     from segserve_operator.adapters.local.files import cache_folder
 
     for written in resources:
         for named in written.local_files():
+            is_cached = any(path(cache_folder(), named.sha256).exists() for path in (object_path, folder_path))
             if named.path.exists():
+                if not is_cached and (other := named.other_digest):
+                    raise CommandError(
+                        f"{written.title}: {named.field}.sha256 is {named.sha256}, but {named.path} has {other}; "
+                        "if the file is the intended one, correct sha256"
+                    )
                 continue
-            missing = f"{written.title}: {named.field}: {named.path} does not exist"
+            missing = f"{written.title}: {named.field}.uri: {named.path} does not exist"
             if named.is_relative and written.source == STDIN:
                 raise CommandError(
                     f"{missing}; relative addresses from standard input are relative to "
                     f"{'--base' if base is not None else 'the current folder: set another one with --base FOLDER'}"
                 )
-            is_cached = any(path(cache_folder(), named.sha256).exists() for path in (object_path, folder_path))
             then = (
                 "the copy in the cache is used as long as it is kept"
                 if is_cached
-                else "drift is not watched until it does"
-                if named.field.startswith("spec.drift")
                 else "the model cannot be served until it does"
             )
             typer.echo(f"warning: {missing}; {then}", err=True)
@@ -331,12 +334,12 @@ def _print(console: Console, manifests: list[dict[str, Any]], output: OutputForm
                 print_whole(console, table)
             for manifest in manifests if output is OutputFormat.TABLE else ():
                 if (state := readiness(manifest)).failed:
-                    typer.echo(plain(f"{manifest['metadata']['name']}: {state.text}"))
+                    typer.echo(plain(f"{manifest['metadata']['name']}: {state.problem}"))
 
 
 @with_platform_options
 def describe(platform_options: PlatformOptions, name: Name) -> None:
-    """Show details of a model: spec, roles, rollout, conditions; on a cluster also events and pods."""
+    """Show a model: its state and what to do, roles, rollout, conditions, events, on a cluster pods, and its spec."""
     platform = selected_platform(platform_options)
     typer.echo(model_description(platform, name))
     if not platform.runs():
@@ -381,7 +384,7 @@ def model_description(platform: Platform, name: str) -> str:
     model = platform.model(name)
     record = latest_record(platform, model)
     if isinstance(platform, LocalPlatform):
-        return model_text(model, record)
+        return model_text(model, record, event_lines(platform, model))
     from segserve_platform.cli.cluster.describe import describe_on_cluster
     from segserve_platform.platforms.cluster.platform import ClusterPlatform
 

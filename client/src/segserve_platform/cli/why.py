@@ -60,7 +60,8 @@ def why(
     serves = f"{stable} is stable" if stable else "nothing serves"
     shifted = f", {candidate} has {status.get('weight', 0)} % of requests" if candidate else ""
     slo = f", SLO {status['slo']}" if status.get("slo") else ""
-    state = f"{serves}{shifted}{slo}: {readiness(model).text or 'ready'}"
+    readable = readiness(model)
+    state = f"{serves}{shifted}{slo}: {readable.problem or readable.text or 'ready'}"
     if output == "json":
         listed = [_as_json(entry) for entry in entries]
         typer.echo(json.dumps({"model": name, "since": _iso(since_s), "now": state, "entries": listed, "notes": notes}))

@@ -125,10 +125,11 @@ def _key(at_s: float, message: str) -> str:
 
 
 def _decisions(record: Json) -> Iterator[_Said]:
+    from segserve_platform.platforms.rollouts.words import SEGSERVE, actor
+
     for each in (record.get("status") or {}).get("decisions") or ():
         at_s, why = float(each["atSeconds"]), _why(each)
-        actor = each.get("actor") or ""
-        by = "" if actor in ("", "segserve") else f" (by {actor})"
+        by = "" if (each.get("actor") or SEGSERVE) == SEGSERVE else f" ({actor(each['actor'])})"
         text = f"{record['spec']['candidate']}: {each['phase']} at {each['weight']} %: {why}{by}"
         yield at_s, _key(at_s, each.get("message") or why), HistoryEntry(at_s, "rollout", text, _is_bad(each["phase"]))
 

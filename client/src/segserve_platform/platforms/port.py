@@ -49,18 +49,33 @@ class ParsedResource:
             parts = urlsplit(_absolute(named["uri"], self.folder))
             if parts.scheme == "file":
                 is_relative = not urlsplit(named["uri"]).scheme and not named["uri"].startswith("/")
-                found.append(LocalFile(f"spec.{field}.uri", Path(unquote(parts.path)), is_relative, named["sha256"]))
+                path, is_part = Path(unquote(parts.path)), bool(parts.fragment)
+                found.append(LocalFile(f"spec.{field}", path, is_relative, is_part, named["sha256"]))
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file or folder of this machine that a resource names in `field`, with the digest that it must have."""
+    """A file or folder of this machine that `field` of a resource names; `sha256` must be its digest, or its part's."""
 
     field: str
     path: Path
     is_relative: bool
+    is_part: bool
     sha256: str
+
+    @property
+    def other_digest(self) -> str:
+        """The digest that it has instead; empty if it has the right one, is a part, or cannot be read."""
+        from segserve_builder.errors import BuilderError
+        from segserve_builder.sources.folder import folder_digest
+        from segserve_common.files import file_sha256
+
+        try:
+            found = "" if self.is_part else folder_digest(self.path) if self.path.is_dir() else file_sha256(self.path)
+        except (OSError, BuilderError):
+            return ""  # a server says why
+        return "" if found == self.sha256 else found
 
 
 @dataclass(frozen=True, slots=True)

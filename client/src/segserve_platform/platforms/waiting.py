@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
+from segserve_platform.platforms.advice import advice
 from segserve_platform.platforms.errors import NotFoundError, NotServingError, WaitTimeoutError
 from segserve_platform.platforms.port import MODEL, Json, Platform
 
@@ -29,13 +30,37 @@ PASSING_REASONS: Final = frozenset(
 )
 
 
+State: TypeAlias = Literal["Ready", "Starting", "Changing", "Not ready", "Degraded", "Failed", "Stopped"]
+"""Degraded: its newest spec cannot serve without a change, and a former one does; Failed: nothing serves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a model's newest spec serves, cannot serve without a change, or is in progress."""
+    """The state of a model's newest spec, why, and what to do next: the same in every command and on the page."""
 
-    serves: bool
-    failed: bool
+    state: State
     text: str
+    advice: str = ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether the newest spec serves."""
+        return self.state == "Ready"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the newest spec cannot serve without a change."""
+        return self.state in ("Degraded", "Failed")
+
+    @property
+    def answers(self) -> bool:
+        """Whether callers get answers, of a former revision at least."""
+        return self.state in ("Ready", "Changing", "Degraded")
+
+    @property
+    def problem(self) -> str:
+        """Why it failed and what to do, in one sentence; empty if it has not failed."""
+        return "; ".join(filter(None, (self.text, self.advice))) if self.failed else ""
 
 
 def age(time: str) -> str:
@@ -48,21 +73,24 @@ def age(time: str) -> str:
 
 
 def readiness(manifest: Mapping[str, Any]) -> Readiness:
-    """Return the readiness of a model's newest spec, from its conditions."""
-    if not is_seen(manifest):
-        return Readiness(serves=False, failed=False, text="waiting for the platform")
+    """Return the state of a model's newest spec, from its conditions."""
     degraded, stalled = condition(manifest, "Degraded"), condition(manifest, "Stalled")
-    if stalled["status"] == "True":
-        return Readiness(serves=False, failed=True, text=_said(stalled))
-    if degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS:
-        return Readiness(serves=False, failed=True, text=_said(degraded))
     ready, moving = condition(manifest, "Ready"), condition(manifest, "Progressing")
+    answers = ready["status"] == "True"
+    never = "stable" not in ((manifest.get("status") or {}).get("roles") or {})
+    starting = ready["status"] == "False" and ready["reason"] != "Deleting" and never
+    waits: State = "Changing" if answers else "Starting" if starting else "Not ready"
+    if not is_seen(manifest):
+        return Readiness(waits, "waiting for the platform")
+    needs_change = degraded["status"] == "True" and degraded["reason"] not in PASSING_REASONS
+    if stalled["status"] == "True" or needs_change:
+        found = stalled if stalled["status"] == "True" else degraded
+        return Readiness("Degraded" if answers else "Failed", _said(found), advice(found, manifest))
     # During the switch to the newest revision, the previous one still answers some requests.
-    if ready["status"] == "True" and ready["reason"] != "Switching" and moving["status"] == "False":
-        judged = moving["reason"] == "Judged"
-        return Readiness(serves=True, failed=False, text=(moving if judged else ready).get("message", ""))
+    if answers and ready["reason"] != "Switching" and moving["status"] == "False":
+        return Readiness("Ready", (moving if moving["reason"] == "Judged" else ready).get("message", ""))
     newest = next((said for said in (degraded, moving) if said["status"] == "True"), ready)
-    return Readiness(serves=False, failed=False, text=_said(newest))
+    return Readiness(waits, _said(newest))
 
 
 def is_seen(manifest: Mapping[str, Any]) -> bool:
@@ -73,18 +101,6 @@ def is_seen(manifest: Mapping[str, Any]) -> bool:
     status, generation = manifest.get("status") or {}, manifest["metadata"].get("generation")
     conditions = status.get("conditions") or ()
     return generation in (status.get("observedGeneration"), *(each.get("observedGeneration") for each in conditions))
-
-
-def is_starting(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a model has never been ready, and no problem is known that only a change would solve."""
-    roles = (manifest.get("status") or {}).get("roles") or {}
-    not_ready = condition(manifest, "Ready")
-    return (
-        not_ready["status"] == "False"
-        and not_ready["reason"] != "Deleting"
-        and "stable" not in roles
-        and not readiness(manifest).failed
-    )
 
 
 def name_advice(name: str, manifests: Iterable[Mapping[str, Any]]) -> str:
@@ -146,7 +162,7 @@ class Serving:
             raise NotFoundError(f"model {self.name!r} does not exist (any more)", model=self.name)
         state = readiness(manifest)
         if state.failed:
-            raise NotServingError(f"{self.name}: {state.text}", model=self.name)
+            raise NotServingError(f"{self.name}: {state.problem}", model=self.name)
         return state.serves
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:

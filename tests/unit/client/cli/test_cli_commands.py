@@ -12,6 +12,7 @@ import pytest
 from rich.text import Text
 
 from segserve_platform.cli import doctor, options, resources
+from segserve_platform.platforms.advice import ADVICE
 from segserve_platform.platforms.errors import ControlError, NotFoundError
 from segserve_platform.platforms.port import MODEL, POOL, DoctorCheck, Json, ParsedResource
 
@@ -123,7 +124,7 @@ def test_wait_ends_when_the_newest_spec_serves(command: Command, here: FakePlatf
 WAITS: dict[str, tuple[list[dict[str, str]], str]] = {
     "what cannot come to serve ends it at once": (
         conditions("GoldenFailed", "IoU 0.2", Degraded="True"),
-        "error: coins: GoldenFailed: IoU 0.2\n",
+        f"error: coins: GoldenFailed: IoU 0.2; {ADVICE['GoldenFailed']}\n",
     ),
     "what may heal is waited for, and named": (
         conditions("Unschedulable", "0 of 3 nodes", Degraded="True"),

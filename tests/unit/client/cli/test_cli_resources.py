@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 import yaml
 
 from segserve.platform import Local
+from segserve_builder.sources.cache import object_path
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder, write_yaml
+from segserve_platform.platforms.advice import ADVICE
 from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.selection import open_platform
 
@@ -49,12 +52,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SEGSERVE_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "here"
     folder.mkdir()
-    (folder / "net.onnx").write_bytes(b"net")
+    (folder / "net.onnx").write_bytes(NET)
     monkeypatch.chdir(folder)
     return folder
 
 
-def text(name: str = "coins", uri: str = "net.onnx", sha256: str = "1" * 64) -> str:
+NET = b"net"
+
+
+def text(name: str = "coins", uri: str = "net.onnx", sha256: str = hashlib.sha256(NET).hexdigest()) -> str:
     return TEXT % (name, uri, sha256)
 
 
@@ -72,6 +78,25 @@ def test_a_folder_is_all_its_resource_files_by_name_without_subfolders(command: 
     _, printed, _ = command("apply", "-f", here, "--recursive")
     assert printed.split()[::2] == ["segmentationmodel/a", "segmentationmodel/b", "segmentationmodel/c"]
     assert command("delete", "-f", here / "sub")[1] == "segmentationmodel/c deleted\n"
+
+
+@pytest.mark.parametrize("how", [(), ("--dry-run",)])
+def test_a_file_of_another_digest_is_refused_unless_the_platform_has_the_right_one(
+    command: Command, here: Path, tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    wanted = hashlib.sha256(b"former").hexdigest()
+    (here / "model.yaml").write_text(text(sha256=wanted))
+
+    code, _, complaint = command("apply", "-f", "model.yaml", *how)
+
+    seen = f"spec.artifact.sha256 is {wanted}, but {here / 'net.onnx'} has {hashlib.sha256(NET).hexdigest()}"
+    assert (code, seen in complaint) == (1, True)
+    assert not (tmp_path / "state/objects/SegmentationModel").exists()
+
+    cached = object_path(tmp_path / "cache", wanted)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"former")
+    assert command("apply", "-f", "model.yaml", *how)[0] == 0
 
 
 def test_a_folder_without_resource_files_is_an_error(command: Command, here: Path) -> None:
@@ -263,7 +288,7 @@ def test_a_model_that_serves_and_whose_newest_spec_failed_has_a_line_of_its_own(
     printed = command("get")[1].splitlines()
 
     assert printed[1].split()[:2] == ["coins", "True"]
-    assert printed[2:] == ["coins: GoldenFailed: 1 of 2 images differ"]
+    assert printed[2:] == [f"coins: GoldenFailed: 1 of 2 images differ; {ADVICE['GoldenFailed']}"]
 
 
 def test_wait_does_not_wait_for_a_platform_that_is_not_up(command: Command, here: Path) -> None:

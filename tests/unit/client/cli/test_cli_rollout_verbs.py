@@ -281,7 +281,7 @@ def test_a_description_has_the_rollout_its_gates_and_who_decided_what(server: Fa
         line.startswith("  gate goldenQuality   Pass      NoWorse: mean quality changes by +0.0012 ") for line in said
     )
     assert any(line.startswith("  gate latency ") and line.endswith("(skipped)") for line in said)
-    assert any(line.endswith("25 %  StepDone: the evidence allows the next weight (by segserve)") for line in said)
+    assert any(line.endswith("25 %  StepDone: the evidence allows the next weight (segserve)") for line in said)
 
 
 def test_on_this_machine_a_verb_is_written_beside_the_spec_and_records_are_files(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from segserve_common.kube.kinds import EVENTS, PODS
+from segserve_common.kube.kinds import PODS
 from segserve_common.kube.names import GROUP_LABEL, MANAGED_LABELS
 from segserve_operator.adapters.kube.pods import pod_failure
 from segserve_operator.core.failure import FailureReason
-from segserve_platform.cli.errors import plain
-from segserve_platform.cli.models_view import model_text
+from segserve_platform.cli.models_view import event_lines, model_text
 from segserve_platform.platforms.cluster.context_client import ContextClient
 from segserve_platform.platforms.cluster.platform import ClusterPlatform, short_name
 from segserve_platform.platforms.errors import ForbiddenError
 from segserve_platform.platforms.port import Json
-from segserve_platform.platforms.waiting import age
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
-_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
+_ANNOTATION: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | None) -> str:
@@ -63,37 +60,7 @@ def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | N
     metadata = dict(model["metadata"])
     annotations = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": annotations} if annotations else {})}
-    return "\n".join(
-        (
-            model_text(shown, record),
-            "events:",
-            *_events(platform.client, model),
-            "pods:",
-            *_pods(platform.client, model),
-        )
-    )
-
-
-def _events(client: ContextClient, model: Json) -> Iterator[str]:
-    metadata = model["metadata"]
-    try:
-        events, _ = client.list(
-            EVENTS, fields=f"involvedObject.name={metadata['name']},involvedObject.uid={metadata['uid']}"
-        )
-    except ForbiddenError as error:
-        yield f"  {error}"
-        return
-    if not events:
-        yield "  none (clusters delete events after an hour)"
-    for event in sorted(events, key=_time):
-        count = int(event.get("count") or 1)
-        often = f" ({count} times)" if count > 1 else ""
-        message = plain(" ".join(str(event.get("message") or "").split()))
-        yield f"  {age(_time(event)):>4}  {event.get('type', ''):<8} {event.get('reason', ''):<18} {message}{often}"
-
-
-def _time(event: Json) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or datetime.now(UTC).isoformat())
+    return model_text(shown, record, (*event_lines(platform, shown), "pods:", *_pods(platform.client, model)))
 
 
 def _pods(client: ContextClient, model: Json) -> Iterator[str]:

@@ -6,11 +6,11 @@ Behind `-o wide` there are also the statistics: the evidence of each gate as a b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +32,7 @@ BAR: Final = 16
 _FULL, _EMPTY, _PLAIN_FULL, _PLAIN_EMPTY = "█", "░", "#", "."
 _PARTS: Final = " ▏▎▍▌▋▊▉"
 DECISIONS: Final = 4
+LEVELS: Final = 4
 COLOURS: Final = {
     Phase.PENDING: MOVING,
     Phase.GOLDEN: MOVING,
@@ -50,18 +51,33 @@ _LOST: Final = frozenset({Phase.QUARANTINED, Phase.ROLLED_BACK})
 
 @dataclass(frozen=True, slots=True)
 class RolloutTree:
-    """A rollout for terminals; `outlook` is its forecast."""
+    """A rollout for terminals; `outlook` is its forecast.
+
+    In a terminal of `height` lines, first decisions, then other steps than the present one, then gates that pass are
+    counted instead of shown.
+    """
 
     view: RolloutView
     outlook: Forecast | None = None
     wide: bool = False
+    height: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(words.headline(self.view, self.outlook), "bold" if self.view.over else "")
-        yield Text()
-        yield self._revisions(options.ascii_only)
-        yield Text()
-        yield tree([self._root(options.ascii_only)], ascii_only=options.ascii_only)
+        shown = self._group(options.ascii_only, 0)
+        for level in range(1, LEVELS if self.height is not None else 0):
+            if len(console.render_lines(shown, options, pad=False)) <= (self.height or 0):
+                break
+            shown = self._group(options.ascii_only, level)
+        yield shown
+
+    def _group(self, ascii_only: bool, level: int) -> Group:
+        return Group(
+            Text(words.headline(self.view, self.outlook), "bold" if self.view.over else ""),
+            Text(),
+            self._revisions(ascii_only),
+            Text(),
+            tree([self._root(ascii_only, level)], ascii_only=ascii_only),
+        )
 
     def _revisions(self, ascii_only: bool) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
@@ -79,24 +95,27 @@ class RolloutTree:
             table.add_row(role, *cells, Text(side.revision or "?"))
         return table
 
-    def _root(self, ascii_only: bool) -> Node:
+    def _root(self, ascii_only: bool, level: int) -> Node:
         view, standing = self.view, self.view.standing
         detail = Text.assemble(step_of(view), (standing.rollout, QUIET))
         if standing.paused:
             detail.append("  paused", MOVING)
         behind = Node(Text("spec", QUIET), MOVING, "", Text("the operator has not processed the newest spec yet"))
         rows = [behind] if view.behind else []
+        told = view.cannot_begin or (standing.reason and standing.reason in view.problem)
+        if view.problem and not told:
+            rows.append(Node(Text("problem"), BAD, "", Text(view.problem)))
         if view.record is not None:
             below = [_step(each, view) for each in steps(view, view.record, self.outlook)]
-            rows += [Node(Text("steps"), QUIET, "", Text(), below)]
+            rows.append(_counted("steps", Text(), below, ("done", "left out", "to come") if level > 1 else ()))
             rows += _slo(view)
-            rows += self._gates(view.record, ascii_only)
+            rows += self._gates(view.record, ascii_only, ("pass", "later", "skipped") if level > 2 else ())
         rows += self._state()
         if view.record is not None and view.record.decisions:
-            rows.append(_decisions(view, wide=self.wide))
+            rows.append(_decisions(view, wide=self.wide, shown=(DECISIONS, 1, 1, 0)[level]))
         return Node(Text("rollout", "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
 
-    def _gates(self, record: Record, ascii_only: bool) -> Iterator[Node]:
+    def _gates(self, record: Record, ascii_only: bool, counted: Sequence[str]) -> Iterator[Node]:
         verdicts = {verdict.gate: verdict for verdict in record.verdicts}
         rows = []
         for gate in words.gates(self.view, self.outlook):
@@ -115,7 +134,7 @@ class RolloutTree:
                 rows.append(Node(Text(gate.gate), _gate_colour(gate), gate.state, Text(gate.text)))
         if rows:
             budget = Text(f"alpha {number(100 * record.policy.alpha)} %", QUIET) if self.wide else Text()
-            yield Node(Text("gates"), QUIET, "", budget, rows)
+            yield _counted("gates", budget, rows, counted)
 
     def _state(self) -> Iterator[Node]:
         view, standing, record = self.view, self.view.standing, self.view.record
@@ -194,12 +213,18 @@ def bar(share: float, *, ascii_only: bool = False) -> str:
     return (_FULL * full + (_PARTS[rest] if rest else "")).ljust(BAR, _EMPTY)
 
 
-def _decisions(view: RolloutView, *, wide: bool) -> Node:
+def _counted(name: str, detail: Text, rows: Sequence[Node], states: Sequence[str]) -> Node:
+    """Return a node with its rows; of those in `states` only the number."""
+    numbers = ((state, sum(row.state == state for row in rows)) for state in states)
+    text = ", ".join(f"{number} {state}" for state, number in numbers if number)
+    return Node(Text(name), QUIET, "", detail + Text(text, QUIET), [row for row in rows if row.state not in states])
+
+
+def _decisions(view: RolloutView, *, wide: bool, shown: int) -> Node:
     assert view.record is not None
     newest = view.record.decisions[::-1]
-    shown = newest if wide else newest[:DECISIONS]
-    rows = [_decision(each, view.now_s, wide=wide) for each in shown]
-    more = f"{len(newest) - len(shown)} earlier ones; -o wide shows all" if len(newest) > len(shown) else ""
+    rows = [_decision(each, view.now_s, wide=wide) for each in (newest if wide else newest[:shown])]
+    more = f"{len(newest) - len(rows)} earlier ones; -o wide shows all" if len(newest) > len(rows) else ""
     return Node(Text("decisions"), QUIET, "", Text(more, QUIET), rows)
 
 

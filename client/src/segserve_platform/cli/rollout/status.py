@@ -30,11 +30,11 @@ def current(platform: Platform, name: str) -> RolloutView:
     return view
 
 
-def picture(view: RolloutView | None, name: str, *, wide: bool) -> RolloutTree | Text:
-    """Return what a terminal shows of a rollout, or that one may come."""
+def picture(view: RolloutView | None, name: str, *, wide: bool, height: int | None = None) -> RolloutTree | Text:
+    """Return what a terminal, of `height` lines if it does not scroll, shows of a rollout, or that one may come."""
     if view is None:
         return Text(f"{name}: no rollout yet; the operator has not processed the newest spec")
-    return RolloutTree(view, forecast_of(view), wide)
+    return RolloutTree(view, forecast_of(view), wide, height)
 
 
 def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> RolloutView:
@@ -44,7 +44,7 @@ def follow(console: Console, platform: Platform, name: str, *, wide: bool) -> Ro
     with live or nullcontext():
         for view in watch_rollout(platform, name):
             if live is not None:
-                live.update(picture(view, name, wide=wide), refresh=True)
+                live.update(picture(view, name, wide=wide, height=console.height), refresh=True)
             elif _move(view) != last:
                 last = _move(view)
                 print_whole(console, picture(view, name, wide=wide))

@@ -81,8 +81,8 @@ class RolloutView:
 
     `stable` is the former revision. `behind` means that the operator has not processed the newest spec yet, so this may
     be the previous rollout. `slo` is the SLO's state in the model's status (Met, Breached, Unknown; empty without SLO),
-    `handled` the requests of users that the model's operator has handled, oldest first, and `problem` why its revision
-    cannot be loaded without a change, as `get` and `wait` say it; empty if it can.
+    `handled` the requests of users that the model's operator has handled, oldest first, and `problem` what needs a
+    change while the rollout goes on, as `get` and `wait` say it; empty if nothing does.
     """
 
     model: str
@@ -110,7 +110,12 @@ class RolloutView:
         """What `rollout status` exits with: 1 if it ended badly or cannot begin, 4 if it ended undecided, else 0."""
         if self.over and self.standing.phase is Phase.JUDGED:
             return 0 if self.standing.reason == SIGNALS[Signal.JUDGED_WELL][0] else UNDECIDED_CODE
-        return int(self.failed or bool(self.problem))
+        return int(self.failed or self.cannot_begin)
+
+    @property
+    def cannot_begin(self) -> bool:
+        """Whether its revision cannot be loaded without a change."""
+        return self.standing.phase is Phase.PENDING and bool(self.problem)
 
     @property
     def promoted(self) -> bool:
@@ -214,8 +219,7 @@ def read_rollout(platform: Platform, model: Json, former: RolloutView | None = N
 
 
 def _problem(model: Json, standing: RolloutState) -> str:
-    state = readiness(model)
-    return state.text if standing.phase is Phase.PENDING and state.failed else ""
+    return "" if standing.ended else readiness(model).problem
 
 
 def _former_revision(model: Json, standing: RolloutState) -> str:

@@ -36,7 +36,7 @@ def headline(view: RolloutView, outlook: Forecast | None) -> str:
     standing, age = view.standing, span(view.now_s - view.standing.since_s)
     took = span(standing.since_s - standing.started_s)
     match standing.phase:
-        case Phase.PENDING if view.problem:
+        case Phase.PENDING if view.cannot_begin:
             text = f"no requests, for {age}: {view.problem}"
         case Phase.PENDING:
             text = f"no requests yet: its servers are loading and proving it, for {age} so far"
@@ -138,7 +138,7 @@ def awaited(view: RolloutView, outlook: Forecast | None) -> str:
         return f"you, as {standing.message}: `segserve rollout promote {name}` or `abort`"
     if standing.phase is Phase.PENDING:
         change = f"you: change the model and apply it, or `segserve rollout abort {name}`"
-        return change if view.problem else "its servers to load and prove it"
+        return change if view.cannot_begin else "its servers to load and prove it"
     if outlook is None:
         return ""
     match outlook.wait:
