@@ -66,7 +66,7 @@ def test_captured_samples_come_back_as_a_golden_set_that_the_revision_passes(
     assert 'segserve_process_cpu_seconds_total{process="capture"}' in metrics
 
     out, golden = tmp_path / "labels", tmp_path / "golden"
-    running.segserve("samples", "export", "coins", "--out", str(out), "--limit", "2")
+    running.segserve("samples", "export", "coins", "--output", str(out), "--limit", "2")
     document = json.loads((out / "annotations.json").read_text())
     assert len(document["images"]) == 2
     corrected = tmp_path / "corrected.json"

@@ -76,7 +76,7 @@ def batch(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Output folder with a subfolder per image.", show_default=False
+            "--output", "-o", metavar="FOLDER", help="Output folder with a subfolder per image.", show_default=False
         ),
     ],
     form: Annotated[
@@ -203,10 +203,10 @@ def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
     if shared:
         raise CommandError(f"several images would share a folder in {str(out)!r}: {', '.join(shared)}")
     if out.exists() and not out.is_dir():
-        raise CommandError(f"--out must be a folder; {str(out)!r} is a file")
+        raise CommandError(f"--output must be a folder; {str(out)!r} is a file")
     taken = [image for image, folder in folders.items() if folder.resolve() == image.resolve()]
     if taken:
-        raise CommandError(f"the result would overwrite the image {str(taken[0])!r}; use another --out")
+        raise CommandError(f"the result would overwrite the image {str(taken[0])!r}; use another --output")
     return folders
 
 

@@ -188,7 +188,9 @@ runtime = typer.Typer(help="Manage the environment of Triton's Python steps.", n
 
 def build(
     files: Annotated[list[Path], typer.Option("--filename", "-f", help="Resource file; may be repeated.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder, created if missing.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder, created if missing.")
+    ],
     triton: Annotated[
         str, typer.Option(metavar="YY.MM", help="Release of the Triton that serves it; a later one does as well.")
     ] = "24.10",
@@ -249,7 +251,8 @@ def build(
 
 def crds(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output folder. Default: print to standard output.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Output folder. Default: print to standard output."),
     ] = None,
 ) -> None:
     """Print the custom resource definitions: `segserve crds | kubectl apply --server-side -f -`."""

@@ -71,7 +71,7 @@ def diff(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Write a sheet of the images that differ most.", show_default=False
+            "--output", "-o", metavar="FOLDER", help="Write a sheet of the images that differ most.", show_default=False
         ),
     ] = None,
     at_least: Annotated[

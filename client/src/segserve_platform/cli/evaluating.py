@@ -47,7 +47,7 @@ def eval_(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
+            "--output",
             "-o",
             metavar="FOLDER",
             help="Folder of answers and report. Default: NAME-evaluation.",

@@ -32,10 +32,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "curl -s https://example.org/photo.jpg | segserve predict coins -",
     ),
     "batch": (
-        "segserve batch coins slide.tif --out found/",
-        "segserve batch coins 'slides/*.tif' --out found/ --tile 2048 --format tiff",
-        "segserve batch trees ortho.tif --out found/ --format geojson --affine 0.1 0 500000 0 -0.1 5800000",
-        "segserve batch coins slide.zarr --out found/ --scheduler tcp://scheduler:8786",
+        "segserve batch coins slide.tif --output found/",
+        "segserve batch coins 'slides/*.tif' --output found/ --tile 2048 --format tiff",
+        "segserve batch trees ortho.tif --output found/ --format geojson --affine 0.1 0 500000 0 -0.1 5800000",
+        "segserve batch coins slide.zarr --output found/ --scheduler tcp://scheduler:8786",
     ),
     "build": (
         "segserve build -f model.yaml -o repository/ --cpus 4",
@@ -70,7 +70,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve samples list coins -o json",
     ),
     "samples show": ("segserve samples show coins 1763800000000-0123456789abcdef --image sample.jpg",),
-    "samples export": ("segserve samples export coins --out labels/ --to coco --limit 100",),
+    "samples export": ("segserve samples export coins --output labels/ --to coco --limit 100",),
     "samples label-back": ("segserve samples label-back coins labels/corrected.json --golden golden/",),
     "samples delete": (
         "segserve samples delete coins --request-id 7d1c3e9a-6a0a-4c7e-9d0e-3c9a1f1c2b11",

@@ -47,7 +47,13 @@ def export(
     images: Annotated[Path, typer.Option(help="Folder of images for verification, calibration and the golden set.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Output folder. Default: that of a resource file.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Output folder. Default: that of a resource file.",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Model name; required but for a resource file.", show_default=False)

@@ -132,7 +132,7 @@ def show_sample(
 def export_samples(
     platform_options: PlatformOptions,
     model: ModelName,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write to.")],
     to: Annotated[
         Literal["coco", "label-studio", "cvat"], typer.Option("--to", help="Format of the annotations.")
     ] = "coco",

@@ -124,7 +124,7 @@ def test_a_sample_is_shown_by_its_request_and_its_image_written(command: Command
 @pytest.mark.parametrize("form", ["coco", "label-studio", "cvat"])
 def test_an_export_has_the_images_and_the_answers(command: Command, sink: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / "labels"
-    code, printed, complaint = command("samples", "export", "coins", "--to", form, "--out", out, "--local")
+    code, printed, complaint = command("samples", "export", "coins", "--to", form, "--output", out, "--local")
 
     assert (code, complaint) == (0, "")
     assert "3 samples" in printed
@@ -146,7 +146,7 @@ def test_an_export_has_the_images_and_the_answers(command: Command, sink: Path, 
 
 
 def exported(command: Command, folder: Path, limit: int) -> dict[str, Any]:
-    command("samples", "export", "coins", "--limit", str(limit), "--out", folder, "--local")
+    command("samples", "export", "coins", "--limit", str(limit), "--output", folder, "--local")
     document: dict[str, Any] = json.loads((folder / "annotations.json").read_text())
     return document
 

@@ -49,7 +49,7 @@ def images(scene: np.ndarray, tmp_path: Path) -> Path:
 
 
 def test_every_image_of_a_folder_gets_a_folder(world: World, images: Path, tmp_path: Path) -> None:
-    result = run(world, "classes", images, "--out", tmp_path / "out")
+    result = run(world, "classes", images, "--output", tmp_path / "out")
 
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
@@ -60,7 +60,7 @@ def test_every_image_of_a_folder_gets_a_folder(world: World, images: Path, tmp_p
 def test_the_same_command_again_sends_nothing_and_with_start_over_all(
     world: World, images: Path, tmp_path: Path
 ) -> None:
-    words = ("objects", images / "a.png", "--out", tmp_path / "out")
+    words = ("objects", images / "a.png", "--output", tmp_path / "out")
     run(world, *words)
     sent = world.sent
 
@@ -76,7 +76,7 @@ def test_objects_are_written_for_other_programs(
 ) -> None:
     affine = ["--affine", "1", "0", "5", "0", "1", "7"] if form == "geojson" else []
 
-    result = run(world, "objects", images / "a.png", "--out", tmp_path / "out", "--format", form, *affine)
+    result = run(world, "objects", images / "a.png", "--output", tmp_path / "out", "--format", form, *affine)
 
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "out" / name).read_text())
@@ -86,7 +86,7 @@ def test_objects_are_written_for_other_programs(
 
 @pytest.mark.parametrize("form", ["tiff", "png"])
 def test_the_map_of_an_object_model_is_that_of_its_ids(world: World, images: Path, tmp_path: Path, form: str) -> None:
-    result = run(world, "objects", images / "a.png", "--out", tmp_path / "out", "--format", form)
+    result = run(world, "objects", images / "a.png", "--output", tmp_path / "out", "--format", form)
 
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "out" / f"a.{'tif' if form == 'tiff' else 'png'}") as picture:
@@ -97,7 +97,7 @@ def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path
     with Image.open(images / "a.png") as image:
         image.crop((0, 0, 100, 90)).save(images / "small.png")
 
-    result = run(world, "classes", images / "small.png", "--out", tmp_path / "out")
+    result = run(world, "classes", images / "small.png", "--output", tmp_path / "out")
 
     assert ", 1 tile (1 sent), " in result.stdout
 
@@ -108,11 +108,11 @@ def test_an_image_of_16_bits_that_uses_little_of_them_is_noted_once(world: World
     pixels = np.full((300, 200), 4000, np.uint16)
     np.save(path, pixels) if suffix == "npy" else Image.fromarray(pixels).save(path)
 
-    dark = run(world, "classes", path, "--out", tmp_path / "out").stderr
+    dark = run(world, "classes", path, "--output", tmp_path / "out").stderr
     known = world.gateway.models["classes"]
     parameters = {**dict(known.parameters.items()), "window": "[0, 5000]"}
     world.gateway.models["classes"] = Model(known.outputs, parameters, known.answer, "TYPE_UINT8")
-    scaled = run(world, "classes", path, "--out", tmp_path / "scaled").stderr
+    scaled = run(world, "classes", path, "--output", tmp_path / "scaled").stderr
 
     assert dark.count(f"note: the values of {path} go up to 4000 of 65535, which is nearly black; set `window:") == 1
     assert scaled == ""
@@ -123,7 +123,7 @@ def test_nodata_of_a_geotiff_is_left_out_of_shares(world: World, scene: np.ndarr
     image = np.where(np.arange(100) < 25, 255, np.minimum(scene[:90, :100], 1)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, extratags=[(42113, "s", 0, "255", True)])
 
-    result = run(world, "classes", tmp_path / "a.tif", "--out", tmp_path / "out")
+    result = run(world, "classes", tmp_path / "a.tif", "--output", tmp_path / "out")
 
     shares = [float(each) for each in re.findall(r"(?:ground|coin) ([0-9.]+)%", result.stdout)]
     assert sum(shares) == pytest.approx(100, abs=0.2)
@@ -136,7 +136,7 @@ def test_an_image_that_fails_is_named_and_does_not_hold_up_the_others(
 ) -> None:
     (images / "a.png").write_bytes(b"broken")
 
-    result = run(world, "classes", images, "--out", tmp_path / "out")
+    result = run(world, "classes", images, "--output", tmp_path / "out")
 
     assert result.exit_code == 1
     assert "a.png' cannot be read as a large image" in result.stderr
@@ -152,7 +152,7 @@ def test_an_affine_whose_unit_is_unknown_gives_no_area(
 ) -> None:
     affine = ("--affine", 10, 0, 500_000, 0, -10, 5_800_000)
 
-    result = run(world, "classes", images / "a.png", "--out", tmp_path / "out", *affine, *unit)
+    result = run(world, "classes", images / "a.png", "--output", tmp_path / "out", *affine, *unit)
 
     assert f"a.png: 200 x 200{area}, " in result.stdout
 
@@ -173,7 +173,7 @@ def test_an_affine_whose_unit_is_unknown_gives_no_area(
 def test_a_mistake_is_found_before_anything_is_sent(
     world: World, images: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
-    result = run(world, *(word.replace("IMAGES", str(images)) for word in words), "--out", tmp_path / "out")
+    result = run(world, *(word.replace("IMAGES", str(images)) for word in words), "--output", tmp_path / "out")
 
     assert isinstance(result.exception, CommandError)
     assert said in str(result.exception)
@@ -181,9 +181,9 @@ def test_a_mistake_is_found_before_anything_is_sent(
 
 
 def test_a_model_that_is_not_there_and_a_gateway_that_is_not_end_it(world: World, images: Path, tmp_path: Path) -> None:
-    missing = run(world, "nothing", images, "--out", tmp_path / "out")
+    missing = run(world, "nothing", images, "--output", tmp_path / "out")
     silent = CliRunner().invoke(
-        app, ["classes", str(images), "--out", str(tmp_path / "out"), "--url", "http://127.0.0.1:1"]
+        app, ["classes", str(images), "--output", str(tmp_path / "out"), "--url", "http://127.0.0.1:1"]
     )
 
     assert isinstance(missing.exception, ModelNotFoundError)
@@ -193,7 +193,7 @@ def test_a_model_that_is_not_there_and_a_gateway_that_is_not_end_it(world: World
 def test_images_that_would_share_a_folder_are_refused(world: World, images: Path, tmp_path: Path) -> None:
     Image.open(images / "a.png").save(images / "a.webp", lossless=True)
 
-    result = run(world, "classes", images, "--out", tmp_path / "out")
+    result = run(world, "classes", images, "--output", tmp_path / "out")
 
     assert "would share a folder" in str(result.exception)
 

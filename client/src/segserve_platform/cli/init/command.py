@@ -37,16 +37,14 @@ COPIED_BYTES: Final = 100_000_000
 
 
 def init(
+    network: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="The network as an ONNX file.")],
     images: Annotated[
-        Path,
-        typer.Argument(
-            metavar="[IMAGE_FOLDER]",
-            help="Images like those to be served, before or after the network. Default: one photograph of coins.",
-        ),
-    ],
-    network: Annotated[
         Path | None,
-        typer.Argument(metavar="MODEL.ONNX", help="The network as an ONNX file.", show_default=False),
+        typer.Argument(
+            metavar="IMAGE_FOLDER",
+            help="Images like those to be served, before or after the network. Default: one photograph of coins.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -92,16 +90,16 @@ def init(
 
     from segserve_platform.cli.terminal import print_whole, spinner
 
-    stands_in = network is None
-    if network is None:
-        if images.is_dir():
+    stands_in = images is None
+    if images is None:
+        if network.is_dir():
             raise CommandError(
-                f"{images} is a folder: name the network as well, such as `segserve init {images} net.onnx`"
+                f"{network} is a folder: name the network as well, such as `segserve init {network} net.onnx`"
             )
-        network, image_files = images, [coins_folder() / "coins.png"]
+        image_files = [coins_folder() / "coins.png"]
     else:
-        if network.is_dir() and images.is_file():
-            images, network = network, images
+        if not (images.is_dir() and network.is_file()):
+            network, images = images, network
         image_files = images_in(images)
     model = _name(name, network)
     folder = output if output is not None else Path(model)

@@ -62,7 +62,7 @@ def _written(guessed: Guess, results: Sequence[Result] | None, resource: Path) -
         yield "", f"{copy}: a copy of the network"
     if results is None:
         return
-    yield "", f"{resource.with_name('golden')}: the answers to {len(results)} of your images"
+    yield "", f"{resource.with_name('golden')}: the answers to {len(results)} image{'s' if len(results) > 1 else ''}"
     yield "", f"{resource.with_name('preview')}: the same answers drawn over the images; check them"
     for result in results:
         text = one_line(result).partition(": ")[2].rstrip(">")
