@@ -50,7 +50,7 @@ from pycocotools import mask
 from bench.monolith_server import embedded_triton
 from bench.platform import ROOT, platform
 from bench.ports import free_port
-from bench.svg import BLUE, GREY, ORANGE, plot_style, save_svg
+from bench.svg import BLUE, ORANGE, plot_style, save_svg
 from segserve_builder.memory import STEP_MALLOC
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
@@ -84,7 +84,7 @@ LITSERVE, BATCHED, BENTOML, RAY = "LitServe", "LitServe, batches", "BentoML", "R
 ENSEMBLE, REMOTE = "Triton, own ensemble", "Triton, Ultralytics' client"
 CLIENT, STAGES = "in the client", "stages in one process"
 WAYS: Final = (OURS, ONE_THREAD, LITSERVE, BATCHED, BENTOML, RAY, ENSEMBLE, REMOTE, CLIENT, STAGES)
-COLOURS: Final = {OURS: BLUE, ONE_THREAD: BLUE, CLIENT: ORANGE, STAGES: ORANGE}
+NO_SERVER: Final = (CLIENT, STAGES)
 
 KEPT: Final = {name: str(threshold) for name, (_, threshold) in STEP_MALLOC.items()}
 """Steps written by hand keep freed memory, as segserve's do."""
@@ -602,34 +602,26 @@ def costs(results: dict[str, Any]) -> list[str]:
 
 
 def draw(shown: dict[str, Any]) -> None:
-    """Draw each way's images a second beside segserve's, a group for each scenario, for 1 and 8 callers."""
-    ways = [way for way in WAYS if any(way in of["ways"] for of in shown.values())]
-    width = 0.9 / len(ways)
+    """Draw each way's images a second as a multiple of segserve's, a panel for each scenario, for 1 and 8 callers."""
+    ways = [way for way in WAYS if any(way in of["ways"] for of in shown.values())][::-1]
+    names = [f"{way.replace('`', '')}{' (no server)' if way in NO_SERVER else ''}" for way in ways]
     with plot_style():
-        figure = Figure(figsize=(8.5, 5), layout="constrained")
-        panels = figure.subplots(2, 1, sharex=True)
-        for axes, callers in zip(panels, ("1", "8"), strict=True):
-            for place, way in enumerate(ways):
-                rows = [
-                    (at, of["ways"][way][callers]["images_per_s"] / of["ways"][OURS][callers]["images_per_s"])
-                    for at, of in enumerate(shown.values())
-                    if callers in of["ways"].get(way, {})
-                ]
-                colour = COLOURS.get(way, GREY)
-                offset = (place - (len(ways) - 1) / 2) * width
-                axes.bar(
-                    [at + offset for at, _ in rows],
-                    [ratio for _, ratio in rows],
-                    width,
-                    color=colour,
-                    alpha=1 - 0.12 * sum(COLOURS.get(each, GREY) == colour for each in ways[:place]),
-                    edgecolor="white",
-                    label=way.replace("`", "") + (" (no server)" if colour == ORANGE else ""),
-                )
-            axes.axhline(1, color=BLUE, linewidth=0.8)
-            axes.set(ylabel=f"images/s beside\nsegserve, {callers} caller{'s' * (callers != '1')}")
-        panels[1].set_xticks(range(len(shown)), [title.replace(", ", ",\n") for title in shown])
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+        figure = Figure(figsize=(2.6 + 1.7 * len(shown), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(shown), sharey=True)
+        for axes, (title, of) in zip(panels, shown.items(), strict=True):
+            for offset, callers, colour in ((0.2, "1", BLUE), (-0.2, "8", ORANGE)):
+                ours = of["ways"][OURS][callers]["images_per_s"]
+                known = [(at, of["ways"][way]) for at, way in enumerate(ways) if callers in of["ways"].get(way, {})]
+                ratios = [found[callers]["images_per_s"] / ours for _, found in known]
+                label = f"{callers} caller{'s' * (callers != '1')}"
+                bars = axes.barh([at + offset for at, _ in known], ratios, 0.4, color=colour, label=label)
+                axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.set_title(title.replace(", ", ",\n"), fontsize=9)
+            axes.margins(x=0.25)
+        panels[0].set_yticks(range(len(ways)), names)
+        figure.supxlabel("images a second, segserve = 1", fontsize=9)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
         save_svg(figure, PLOT)
 
 
