@@ -69,7 +69,8 @@ def embedded_triton(
     url = f"http://{LOOPBACK}:{http}"
     with (repository / "triton.log").open("w") as log:
         argv = (*command.argv, *secret.server_arguments(SECRET))
-        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
+        # Of its own session, as segserve's processes: the kernel shares processors between sessions.
+        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _load(url, model)
         yield EmbeddedTriton(f"{LOOPBACK}:{grpc}", url, process.pid)

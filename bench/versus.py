@@ -267,7 +267,10 @@ def rival(name: str, command: Sequence[str], *, is_form: bool = False, **environ
     quiet = {"BENTOML_DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(words, cwd=ROOT, env=os.environ | quiet | environment, stdout=log, stderr=log) as process,
+        # Of its own session, as segserve's processes: the kernel shares processors between sessions.
+        subprocess.Popen(
+            words, cwd=ROOT, env=os.environ | quiet | environment, stdout=log, stderr=log, start_new_session=True
+        ) as process,
         urllib3.PoolManager(maxsize=64, retries=False) as pool,
     ):
         url, known = f"http://127.0.0.1:{port}/predict", psutil.Process(process.pid)
