@@ -315,14 +315,12 @@ def show_until_interrupted(state: StateFolder) -> None:
             if live is not None:
                 url = record.url if record is not None else "..."
                 states = {manifest["metadata"]["name"]: readiness(manifest) for manifest in manifests}
-                notes = [
-                    f"  {name}: {state.problem or state.text}" for name, state in states.items() if not state.serves
-                ]
+                late = {name: state for name, state in states.items() if not state.serves}
+                notes = [f"  {name}: {state.problem or state.text}" for name, state in late.items()]
+                notes = notes[: console.height // 3]
+                table = models_table(manifests, starting=startup.waiting, height=console.height - 2 - len(notes))
                 head = Text(f"segserve at {url}   (stop with Ctrl-C)", style="bold")
-                live.update(
-                    Group(head, models_table(manifests, starting=startup.waiting), Text("\n".join(notes), style="dim")),
-                    refresh=True,
-                )
+                live.update(Group(head, table, Text("\n".join(notes), style="dim")), refresh=True)
             time.sleep(POLL_S)
 
 

@@ -34,12 +34,21 @@ DECISIONS, EVENTS = 10, 10
 
 @dataclass(frozen=True, slots=True)
 class ModelsTable:
-    """Models with the resource's printer columns that fit into the width; lines are never folded."""
+    """Models with the resource's printer columns that fit into the width; lines are never folded.
+
+    In a terminal of `height` lines, those that are not ready come first if not all fit.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Mapping[str, Text]]
+    height: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.height is not None and len(self.rows) + 1 > self.height:
+            rows = sorted(self.rows, key=lambda row: row["READY"].plain == "True")[: self.height - 2]
+            yield ModelsTable(self.columns, rows)
+            yield Text(f"and {len(self.rows) - len(rows)} more: `segserve get`", "dim")
+            return
         least = {name: self._width(name, least=True) for name in self.columns}
         empty = [name for name in DROPPED_FIRST if not any(row[name].plain for row in self.rows)]
         for name in (*empty, *DROPPED_FIRST):
@@ -83,15 +92,20 @@ def _total(widths: Mapping[str, int]) -> int:
 
 
 def models_table(
-    manifests: Iterable[Mapping[str, Any]], *, wide: bool = False, starting: Container[str] = ()
+    manifests: Iterable[Mapping[str, Any]],
+    *,
+    wide: bool = False,
+    starting: Container[str] = (),
+    height: int | None = None,
 ) -> ModelsTable:
     """Return a table of models; `wide` adds device, group of servers and the state of its newest spec.
 
-    Models in `starting` have not been ready since their platform started.
+    Models in `starting` have not been ready since their platform started. `height` is that of a terminal that does not
+    scroll, in lines.
     """
     columns = WIDE_COLUMNS if wide else COLUMNS
     rows = [dict(zip(WIDE_COLUMNS, _row(manifest, starting), strict=True)) for manifest in manifests]
-    return ModelsTable(columns, rows)
+    return ModelsTable(columns, rows, height)
 
 
 def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:

@@ -276,7 +276,8 @@ def get(
         raise typer.BadParameter(f"-w supports only -o table and -o wide, got {output}")
     platform = selected_platform(platform_options)
     if watch:
-        _show(Console(), frames(platform, name, wide=wide))
+        console = Console()
+        _show(console, frames(platform, name, wide=wide, height=console.height if console.is_terminal else None))
     else:
         manifests, is_up = _models(platform, name), platform.runs()
         unattended = isinstance(platform, LocalPlatform) and platform.is_unattended()
@@ -372,11 +373,12 @@ def wait(
                 shown.line(f"{name}: {wait_serving(platform, name, deadline_s, timeout)}")
 
 
-def frames(platform: Platform, name: str | None, *, wide: bool) -> Iterator[RenderableType]:
-    """Yield the live view of `get -w`, of one model or all, now and after changes."""
+def frames(platform: Platform, name: str | None, *, wide: bool, height: int | None) -> Iterator[RenderableType]:
+    """Yield the live view of `get -w`, of one model or all, now and after changes; `height` is the terminal's."""
     while True:
         manifests = _models(platform, name)
-        yield models_table(manifests if platform.runs() else map(_stopped, manifests), wide=wide)
+        shown = manifests if platform.runs() else map(_stopped, manifests)
+        yield models_table(shown, wide=wide, height=height)
 
 
 def model_description(platform: Platform, name: str) -> str:

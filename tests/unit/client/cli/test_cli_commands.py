@@ -72,7 +72,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform({"coins": [model()]})
     for module in (resources, doctor, options):
         monkeypatch.setattr(module, "selected_platform", lambda _: fake)
-    monkeypatch.setattr(resources, "frames", lambda *_, wide: map(Text, ("one", "one", "two")))
+    monkeypatch.setattr(resources, "frames", lambda *_, **how: map(Text, ("one", "one", "two")))
     return fake
 
 

@@ -109,6 +109,18 @@ def test_a_model_that_stopped_serving_is_not_ready_unless_its_platform_has_just_
     assert cells(models_table([down], starting={"coins"}), 100)[0]["READY"] == "Starting"
 
 
+def test_a_terminal_that_is_too_low_shows_first_what_is_not_ready_and_how_many_more_there_are() -> None:
+    down = conditions("NoServer", Ready="False", Progressing="False", Degraded="True")
+    models = [*(model(f"m{number}") for number in range(30)), model("down", conditions=down)]
+
+    lines = drawn(models_table(models, height=10), 100).splitlines()
+
+    assert len(lines) == 10
+    assert lines[1].split()[:2] == ["down", "False"]
+    assert lines[-1] == "and 23 more: `segserve get`"
+    assert len(drawn(models_table(models, height=32), 100).splitlines()) == 32
+
+
 def test_piped_lines_have_all_columns_and_end_without_blanks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
