@@ -86,6 +86,12 @@ def test_a_missing_label_is_named(labelled: tuple[Path, Path]) -> None:
     assert error(*labelled, "-f", MODELS).endswith("lacks coins.png: every image needs a label map")
 
 
+def test_images_that_would_share_a_label_are_named(labelled: tuple[Path, Path]) -> None:
+    (labelled[0] / "coins.tif").write_bytes((COINS / "coins.png").read_bytes())
+
+    assert error(*labelled, "-f", MODELS) == "several images would share a label map: coins; rename them"
+
+
 def test_a_label_of_another_size_is_named(labelled: tuple[Path, Path]) -> None:
     Image.new("L", (10, 20)).save(labelled[1] / "coins.png")
 

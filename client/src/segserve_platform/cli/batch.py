@@ -15,7 +15,7 @@ from segserve.errors import HOPELESS
 from segserve_common.errors import SegserveError
 from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
 from segserve_platform.cli.errors import CommandError, plain
-from segserve_platform.cli.image_files import dark_notes
+from segserve_platform.cli.image_files import check_stems, dark_notes
 from segserve_platform.cli.options import (
     GatewayUrl,
     InFlight,
@@ -199,9 +199,7 @@ def _is_zarr(path: Path) -> bool:
 def result_folders(images: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Return each image's result folder; raises `CommandError` if two would share one, or one is the image itself."""
     folders = {image: out / image.stem for image in images}
-    shared = sorted({image.stem for image in images if [*folders.values()].count(folders[image]) > 1})
-    if shared:
-        raise CommandError(f"several images would share a folder in {str(out)!r}: {', '.join(shared)}")
+    check_stems(images, f"a folder in {str(out)!r}")
     if out.exists() and not out.is_dir():
         raise CommandError(f"--output must be a folder; {str(out)!r} is a file")
     taken = [image for image, folder in folders.items() if folder.resolve() == image.resolve()]

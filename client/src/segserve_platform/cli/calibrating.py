@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from segserve_platform.cli.errors import CommandError, needs
-from segserve_platform.cli.image_files import images_in
+from segserve_platform.cli.image_files import check_stems, images_in
 from segserve_platform.platforms.manifests import complete_models, read_files
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     found = images_in(images)
     if not labels.is_dir():
         raise CommandError(f"{labels} is not a folder")
+    check_stems(found, "a label map")
     pairs = [(path, labels / f"{path.stem}.png") for path in found]
     missing = [label.name for _, label in pairs if not label.is_file()]
     if missing:

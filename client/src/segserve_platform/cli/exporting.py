@@ -12,7 +12,7 @@ import typer
 
 from segserve_common.files import file_sha256
 from segserve_platform.cli.errors import CommandError, needs, plain
-from segserve_platform.cli.image_files import images_in
+from segserve_platform.cli.image_files import check_stems, images_in
 from segserve_platform.cli.terminal import spinner
 from segserve_platform.platforms.manifests import SUFFIXES, complete_models, read_files
 from segserve_platform.platforms.port import MODEL
@@ -114,6 +114,8 @@ def export(
     label_files = {} if labels is None else {path.stem: path for path in labels.glob("*.png")}
     if labels is not None and not label_files:
         raise CommandError(f"{labels} has no label PNGs")
+    if label_files:
+        check_stems(images_in(images), "a label map")
     if Path(source).suffix in SUFFIXES:
         sources = {each: context.get_parameter_source(each) for each in OF_TORCH}
         if refused := [f"--{each.replace('_', '-')}" for each, by in sources.items() if by and by.name != "DEFAULT"]:

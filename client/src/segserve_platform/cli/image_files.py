@@ -40,6 +40,13 @@ def images_in(folder: Path) -> list[Path]:
     return images
 
 
+def check_stems(images: Sequence[Path], what: str) -> None:
+    """Raise `CommandError` if images differ only in their suffixes, so that each `what` would be of several."""
+    shared = sorted(stem for stem, count in Counter(image.stem for image in images).items() if count > 1)
+    if shared:
+        raise CommandError(f"several images would share {what}: {', '.join(shared)}; rename them")
+
+
 STDIN: Final = "-"
 STEM: Final = "{stem}"
 OF_PILLOW: Final = frozenset(

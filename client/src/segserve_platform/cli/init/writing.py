@@ -109,12 +109,14 @@ def write_golden(answers: Iterable[tuple[Path, Answer]], folder: Path) -> str:
 
 
 def write_previews(answers: Iterable[tuple[Path, Answer]], resource: SegmentationModel, folder: Path) -> list[Result]:
-    """Draw each answer over its image, `folder/<stem>.png`; return the answers as results."""
+    """Draw each answer over its image, `folder/<stem>.png` (`folder/<name>.png` if that is taken); return results."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
+    results, taken = list[Result](), set[str]()
     for image, answer in answers:
         result = result_of(answer, resource)
-        result.overlay(image.read_bytes()).save(folder / f"{image.stem}.png")
+        name = image.name if image.stem in taken else image.stem
+        taken.add(name)
+        result.overlay(image.read_bytes()).save(folder / f"{name}.png")
         results.append(result)
     return results
 
