@@ -27,7 +27,7 @@ from cluster import kind
 from segserve_common.files import write_private
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.fleet import sweep_step_environments
+from segserve_operator.adapters.local.leftovers import sweep_step_environments
 from segserve_operator.adapters.local.processes import current_process, is_alive
 from tools import CACHE
 
@@ -143,9 +143,9 @@ def remove(run: Run, *, ending_s: float = 0.0) -> list[str]:
     # What platforms have left in shared memory is found by their state folders' names, also where no process is left.
     for groups in list(Path(run.folder).rglob("groups")):
         # Not imported above: where only the builder is installed there is no platform either.
-        from segserve_operator.local_platform import supervisor
+        from segserve_operator.local_platform import shutdown
 
-        supervisor.end(StateFolder(groups.parent))
+        shutdown.end(StateFolder(groups.parent))
     for path in sorted((regions | _regions_named(mark)) - held_regions()):
         if path.exists():
             left.append(f"shared memory {path}")

@@ -32,9 +32,10 @@ from segserve.platform import Local
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.triton import free_port
 from segserve_operator.core.rollout.phases import Phase
-from segserve_operator.local_platform.supervisor import end
+from segserve_operator.local_platform.shutdown import end
 from segserve_platform.cli import lifecycle
 from segserve_platform.cli.picture_pages import PAGE, write_sheet
+from segserve_platform.cli.signals import ends_on_signals
 from segserve_platform.evaluation.sheets import fetch_sheet
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.manifests import read_files
@@ -70,7 +71,7 @@ ROLLOUT: Final[Json] = {
 def main() -> None:
     """Roll out a bad version and a good one, and say what happens."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "out/rollout-sheet")
-    with tempfile.TemporaryDirectory(prefix="segserve-demo-") as root, lifecycle.ends_on_signals():
+    with tempfile.TemporaryDirectory(prefix="segserve-demo-") as root, ends_on_signals():
         state = StateFolder(Path(root).resolve() / "state")
         try:
             play(state, Path(root), folder)

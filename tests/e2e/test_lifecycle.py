@@ -31,7 +31,7 @@ from fakes.watching import Watched, segserve
 from segserve import Client, SegserveError
 from segserve_builder.render.tritonserver import Ports, shm_regions, sweep_shm
 from segserve_operator.adapters.local.files import cache_folder
-from segserve_operator.adapters.local.fleet import sweep_step_environments
+from segserve_operator.adapters.local.leftovers import sweep_step_environments
 from segserve_operator.adapters.local.runtime import ensure_runtime
 from segserve_operator.adapters.local.triton import triton_command
 from suite_run import shm_prefix

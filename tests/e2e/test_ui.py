@@ -31,7 +31,7 @@ from segserve_common.kserve import Tensor
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 from segserve_operator.api.rollout_policy import Shadow
 from segserve_platform.cli.options import PlatformOptions
-from segserve_platform.cli.terminal import page as page_of
+from segserve_platform.cli.page import page as page_of
 from segserve_ui.guard import PageAccess
 from segserve_ui.server import open_browser
 

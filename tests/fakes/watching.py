@@ -20,7 +20,7 @@ from fakes.waiting import until
 from segserve_builder.render.tritonserver import shm_regions
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_operator.adapters.local.fleet import shm_prefix
+from segserve_operator.adapters.local.leftovers import shm_prefix
 from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_platform.cli.app import main

@@ -20,7 +20,7 @@ from bench.platform import MODELS, ROOT, TIMEOUT
 from bench.ports import free_port
 from fakes.waiting import HANG_S
 from segserve_operator.adapters.local import processes
-from segserve_platform.cli.app import app
+from segserve_platform.cli.app import app, loaded
 
 SOURCES: Final = [ROOT / "client/src", ROOT / "operator/src", ROOT / "model_repo_builder/src"]
 START: Final = ROOT / "model_repo_builder/src/segserve_common/interpreter.py"
@@ -77,7 +77,8 @@ SUCCEED: Final = ("init", "up", "predict", "export", "build", "demo", "ui")
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    for name, found in group.commands.items():
+    for name, listed in group.commands.items():
+        found = listed if path else loaded(name)
         yield from commands(found, (*path, name)) if hasattr(found, "commands") else [" ".join((*path, name))]
 
 

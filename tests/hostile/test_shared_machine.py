@@ -23,7 +23,8 @@ from fakes.waiting import HANG_S, until
 from fakes.watching import Watched
 from segserve import Client, SegserveError
 from segserve_builder.render.tritonserver import shm_regions
-from segserve_operator.adapters.local.fleet import GroupFolder, shm_prefix
+from segserve_operator.adapters.local.fleet import GroupFolder
+from segserve_operator.adapters.local.leftovers import shm_prefix
 
 pytestmark = pytest.mark.platform
 

@@ -17,7 +17,7 @@ from segserve_operator.api.meta import SpecError
 from segserve_operator.api.resources import KINDS
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
 from segserve_operator.api.triton_pool import TritonPoolSpec
-from segserve_platform.cli.app import app
+from segserve_platform.cli.app import app, loaded
 
 SHELLS = ("console", "sh", "bash", "shell")
 LEFT_OUT = re.compile(r"(?<=[:\s])(?:[0-9a-f]*\.\.\.)(?=\s*[},\n#])")
@@ -112,11 +112,16 @@ def after(words: list[str]) -> list[str]:
     return rest[1:] if rest[:1] == ["segserve"] else []
 
 
+def child(group: TyperGroup, name: str) -> Any:
+    """Return a command of a group; of all commands it is imported when it is used."""
+    return loaded(name) if group is COMMANDS else group.commands[name]
+
+
 def check(words: list[str], place: str) -> None:
     """Let the real command tree parse the words, as far as to what the command would do."""
     command, path, given = COMMANDS, "segserve", list(words)
     while isinstance(command, TyperGroup) and given and given[0] in command.commands:
-        command, path, given = command.commands[given[0]], f"{path} {given[0]}", given[1:]
+        command, path, given = child(command, given[0]), f"{path} {given[0]}", given[1:]
     if given == ["--help"]:
         return
     assert not isinstance(command, TyperGroup), f"{place}: {path} has no command {' '.join(given[:1])!r}"
@@ -133,7 +138,7 @@ def test_every_option_that_a_text_mentions_is_one_of_its_command() -> None:
     def check(words: str) -> None:
         command, rest = COMMANDS, words.partition(r"\|")[0].split()[1:]
         while isinstance(command, TyperGroup) and rest and rest[0] in command.commands:
-            command, *rest = command.commands[rest[0]], *rest[1:]
+            command, *rest = child(command, rest[0]), *rest[1:]
         assert command is not COMMANDS, "names no command"
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         options = {word.strip("[]().,;") for word in rest if re.match(r"\[?--?[a-z]", word)}

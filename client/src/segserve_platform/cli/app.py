@@ -1,57 +1,78 @@
-"""The `segserve` command, and its subcommands `ui`, `version` and `completion`."""
+"""The `segserve` command: its subcommands by name. The module of one is imported when it is used."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
-import platform
 import sys
-import threading
 from collections.abc import Callable
-from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from typing import Annotated, Any, Final, Literal
 
 import typer
-from typer.core import TyperGroup
-
-from segserve.errors import MissingExtraError
-from segserve_platform.cli import (
-    batch,
-    building,
-    calibrating,
-    comparing,
-    demo,
-    doctor,
-    evaluating,
-    exporting,
-    lifecycle,
-    openapi,
-    predict,
-    resources,
-    samples,
-    schema,
-    why,
-)
-from segserve_platform.cli.errors import CommandError, plain, user_errors, wrapped
-from segserve_platform.cli.examples import epilog
-from segserve_platform.cli.init import command as init
-from segserve_platform.cli.lifecycle import PORTS, ends_on_signals
-from segserve_platform.cli.options import (
-    GatewayUrl,
-    PlatformOptions,
-    ReportOutput,
-    selected_platform,
-    with_platform_options,
-)
-from segserve_platform.cli.rollout import commands as rollouts
-from segserve_platform.cli.terminal import page, show_address
-
-if TYPE_CHECKING:
-    from segserve_platform.platforms.port import PlatformVersion
-
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
 COMPLETES: Final = "_SEGSERVE_COMPLETE"
 """Set by shells to request completions of a line."""
+
+COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
+    "Start here": {
+        "demo": ("demo:demo", "Serve three small networks that find the coins in a photograph, and show what they "
+                 "find."),
+        "init": ("init.command:init", "Write a first resource for an ONNX file, with comments to check."),
+        "predict": ("predict:predict", "Segment images with a model and print the results."),
+        "batch": ("batch:batch", "Segment images of any size, tile by tile."),
+        "ui": ("page:ui", "Serve a web page on this machine: segment images, compare two models, follow models, "
+               "rollouts and samples."),
+    },
+    "Models": {
+        "apply": ("resources:apply", "Create or change all models and pools in the files, or none if one is invalid."),
+        "get": ("resources:get", "List models: readiness, stable and candidate revisions, rollout."),
+        "describe": ("resources:describe", "Show details of a model: spec, roles, rollout, conditions; on a cluster "
+                     "also events and pods."),
+        "why": ("why:why", "List what changed about a model: edits, revisions, rollouts, events, restarts, and "
+                "requests that failed."),
+        "wait": ("resources:wait", "Wait until models serve their newest spec, or are deleted; exit code 1 on failure "
+                 "or timeout."),
+        "delete": ("resources:delete", "Delete models: their traffic ends first, then they are unloaded."),
+        "rollout": ("rollout.commands:rollout", "Follow and control the rollout of a new revision."),
+        "samples": ("samples:samples", "Look at samples of requests, and bring labels back (spec.capture)."),
+    },
+    "Local platform": {
+        "up": ("lifecycle:up", "Start the local platform: Triton and Envoy as processes, listening on loopback."),
+        "down": ("down:down", "Stop the local platform: its processes, shared memory and logs are removed."),
+        "doctor": ("doctor:doctor", "Check what the platform needs on this machine, or on a cluster."),
+        "logs": ("logs:logs", "Show the logs of this machine's gateway, servers and agents, each line with its "
+                 "origin."),
+        "runtime": ("building:runtime", "Manage the environment of Triton's Python steps."),
+    },
+    "Tools": {
+        "export": ("exporting:export", "Export a torch network as ONNX with its normalisation in the graph, verify "
+                   "it, and write its resource and golden set; or write the artifact of a resource file with a lower "
+                   "precision, and a copy of the file that serves it."),
+        "build": ("building:build", "Write the Triton model repository of models, for running Triton without "
+                  "segserve."),
+        "calibrate": ("calibrating:calibrate", "Fit the temperature of a model's stage `calibrate` on a labelled set; "
+                      "the network runs in this process."),
+        "eval": ("evaluating:eval_", "Evaluate a model on labelled images: mean IoU and Dice, AP and AR, or panoptic "
+                 "quality."),
+        "diff": ("comparing:diff", "Compare the answers of two models to the same images, without labels."),
+        "crds": ("building:crds", "Print the custom resource definitions: `segserve crds | kubectl apply "
+                 "--server-side -f -`."),
+        "schema": ("schema:schema", "Print the JSON Schema of resource files, with which editors check and complete "
+                   "them."),
+        "openapi": ("openapi:openapi", "Print the OpenAPI 3.1 document of the models' plain HTTP: their paths, "
+                    "options and answers."),
+        "version": ("version:version", "Print the versions of segserve here and on the platform. Succeeds even if no "
+                    "platform is up."),
+        "completion": ("app:completion", "Print the shell script that completes commands, options and model names."),
+        "golden": ("building:golden", "Manage golden sets: images with their expected answers."),
+    },
+}  # fmt: skip
+"""The commands below each heading: where a command or group is defined, and the first paragraph of its help."""
 
 OTHER_NAMES: Final = {
     "serve": "up",
@@ -72,12 +93,108 @@ OTHER_NAMES: Final = {
 """Other tools' names of our commands."""
 
 
-class _Commands(TyperGroup):
+@dataclass(frozen=True, slots=True)
+class _ValueReader:
+    """Reads the value of a parameter: texts and defaults as they are, for which Typer's own reader imports pydantic."""
+
+    typers: Callable[[], Any]
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        annotation = param.type_descriptor.annotation
+        if value is param.default or (annotation is str and isinstance(value, str)):
+            return value
+        return list(value) if annotation == list[str] else self.typers().coerce(value, param=param, ctx=ctx)
+
+
+class _ReadsValues:
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for each in parameters:
+            if hasattr(each, "get_runtime_param") and "get_runtime_param" not in vars(each):
+                each.get_runtime_param = partial(_ValueReader, each.get_runtime_param)
+        return parameters
+
+
+class _Command(_ReadsValues, TyperCommand):
+    pass
+
+
+class _Group(_ReadsValues, TyperGroup):
+    pass
+
+
+@cache
+def loaded(name: str) -> Any:
+    """Import a command or group, and return it as Typer runs it."""
+    from segserve_platform.cli.examples import epilog
+
+    module, _, attribute = next(group[name][0] for group in COMMANDS.values() if name in group).partition(":")
+    found = getattr(import_module(f"segserve_platform.cli.{module}"), attribute)
+    parent = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    if isinstance(found, typer.Typer):
+        for info in found.registered_commands:
+            assert info.callback is not None, "the decorator sets it"
+            info.epilog, info.cls = epilog(f"{name} {info.name or info.callback.__name__}"), _Command
+        parent.add_typer(found, name=name, cls=_Group)
+    else:
+        parent.command(name, cls=_Command, epilog=epilog(name))(found)
+    return typer.main.get_group(parent).commands[name]
+
+
+class _ListedCommand(TyperCommand):
+    """A command as lists show it; the arguments are read by the command itself."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return loaded(str(self.name)).make_context(info_name, args, parent, **extra)
+
+
+class _Commands(_Group):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for panel, group in COMMANDS.items():
+            for name, (_, text) in group.items():
+                self.add_command(_ListedCommand(name, help=text, rich_help_panel=panel))
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Answer the name that another tool has for a command with ours."""
         if args and args[0] in OTHER_NAMES and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"No such command {args[0]!r}: it is `segserve {OTHER_NAMES[args[0]]}`.")
         return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print what Typer prints; its own code for it imports a parser of Markdown and a highlighter of source."""
+        from rich.console import Console
+        from rich.padding import Padding
+        from rich.panel import Panel
+        from rich.table import Table
+        from rich.text import Text
+
+        def panel(title: str) -> Table:
+            table = Table(box=None, show_header=False, expand=True, pad_edge=False)
+            panels.append(Panel(table, border_style="dim", title=title, title_align="left"))
+            return table
+
+        panels: list[Panel] = []
+        options = panel("Options")
+        for option in self.get_params(ctx):
+            long, *short = sorted(option.opts, key=len, reverse=True)
+            flag = Text.assemble(("<", "dim"), "bool", (">", "dim"), style="bold yellow")
+            options.add_row(Text(long, "bold cyan"), Text(",".join(short), "bold green"), "", "", flag, option.help)
+        options.columns[-1].ratio = 1
+        for title, commands in COMMANDS.items():
+            table = panel(title)
+            table.add_column(style="bold cyan", no_wrap=True, width=max(map(len, self.commands)))
+            table.add_column(ratio=10)
+            for name, (_, help_text) in commands.items():
+                styles = itertools.cycle(("", "markdown.code"))
+                table.add_row(name, Text.assemble(*zip(help_text.split("`"), styles, strict=False)))
+        console, usage = Console(highlight=False), Text(self.get_usage(ctx))
+        usage.highlight_words(["Usage: "], "yellow")
+        console.print(Padding(usage, 1), style="bold")
+        console.print(Padding(str(self.help), (0, 1, 1, 1)))
+        console.print(*panels, sep="")
 
 
 app = typer.Typer(
@@ -89,61 +206,6 @@ app = typer.Typer(
     add_completion=False,  # `segserve completion` prints the script without changing files
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-
-
-@with_platform_options
-def ui(
-    platform_options: PlatformOptions,
-    port: Annotated[int | None, typer.Option(help="Port on loopback. Default: a free one.", show_default=False)] = None,
-    browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Whether to open the page in a browser, if there is a display.")
-    ] = True,
-    prometheus: Annotated[
-        str | None,
-        typer.Option(help="URL of a Prometheus that has the metrics. Default: the platform of this machine."),
-    ] = None,
-    url: GatewayUrl = None,
-) -> None:
-    """Serve a web page on this machine: segment images, compare two models, follow models, rollouts and samples.
-
-    This process serves it until Ctrl-C, on loopback alone and with your own rights; the printed address has a token.
-    On a cluster, rates and latencies come from its Prometheus.
-    """
-    if port is not None and port not in PORTS:
-        raise CommandError(f"--port must be within 1..65535, got {port}")
-    with ends_on_signals(), page(platform_options, port, prometheus, url) as access:
-        show_address(access, browser=browser)
-        threading.Event().wait()
-
-
-@with_platform_options
-def version(
-    platform_options: PlatformOptions,
-    client_only: Annotated[bool, typer.Option("--client", help="Only the version of this command line.")] = False,
-    output: ReportOutput = "text",
-) -> None:
-    """Print the versions of segserve here and on the platform. Succeeds even if no platform is up."""
-    here = {"version": metadata.version("segserve"), "python": platform.python_version()}
-    # The client's line comes first: a cluster that does not answer ends the command.
-    if output == "text":
-        typer.echo(f"client: segserve {here['version']} (Python {here['python']})")
-    up, why = (None, "") if client_only else _platform(platform_options)
-    if output == "json":
-        there = None if up is None else {"place": up.place, "url": up.url, "version": up.version or None}
-        typer.echo(json.dumps({"client": here} if client_only else {"client": here, "platform": there}, indent=2))
-    elif up is not None:
-        typer.echo(f"platform: segserve {up.version or '(version unknown)'} at {up.url} ({up.place})")
-    elif not client_only:
-        typer.echo(f"platform: {why}")
-
-
-def _platform(platform_options: PlatformOptions) -> tuple[PlatformVersion | None, str]:
-    """Return the version of the platform, or None and the reason."""
-    try:
-        up = selected_platform(platform_options).version()
-    except MissingExtraError as error:
-        return None, str(error)
-    return up, "none is up on this machine; start it with `segserve up`"
 
 
 def completion(
@@ -160,34 +222,10 @@ def completion(
     typer.echo(get_completion_script(prog_name="segserve", complete_var=COMPLETES, shell=shell))
 
 
-COMMANDS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "Start here": (demo.demo, init.init, predict.predict, batch.batch, ui),
-    "Models": (
-        resources.apply,
-        resources.get,
-        resources.describe,
-        why.why,
-        resources.wait,
-        resources.delete,
-    ),
-    "Local platform": (lifecycle.up, lifecycle.down, doctor.doctor, lifecycle.logs),
-    "Tools": (
-        exporting.export,
-        building.build,
-        calibrating.calibrate,
-        evaluating.eval_,
-        comparing.diff,
-        building.crds,
-        schema.schema,
-        openapi.openapi,
-        version,
-        completion,
-    ),
-}
-
-
 def _print_version(requested: bool) -> None:
     if requested:
+        from importlib import metadata
+
         typer.echo(f"segserve {metadata.version('segserve')}")
         raise typer.Exit
 
@@ -201,34 +239,22 @@ def segserve(
     """Serve image segmentation on NVIDIA Triton: one resource file in, masks out."""
 
 
-for _panel, _commands in COMMANDS.items():
-    for _command in _commands:
-        _title = _command.__name__.rstrip("_")  # `eval_`, because Python has an `eval` of its own
-        app.command(_title, rich_help_panel=_panel, epilog=epilog(_title))(_command)
-for _name, _group, _panel in (
-    ("rollout", rollouts.rollout, "Models"),
-    ("samples", samples.samples, "Models"),
-    ("golden", building.golden, "Tools"),
-    ("runtime", building.runtime, "Local platform"),
-):
-    for _info in _group.registered_commands:
-        assert _info.callback is not None, "the decorator sets it"
-        _info.epilog = epilog(f"{_name} {_info.name or _info.callback.__name__}")
-    app.add_typer(_group, name=_name, rich_help_panel=_panel)
-
-
 def main() -> None:
     """Run the command line; a user error prints one line and exits with code 1, without a traceback."""
+    # httpx imports a command line of its own where rich is installed, which takes longer than the rest of it.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     if COMPLETES in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
     try:
         app()
-    except SystemExit:
-        raise  # avoids importing the modules that define user errors
     except KeyboardInterrupt:
         sys.exit(130)
-    except user_errors() as error:
+    except Exception as error:
+        from segserve_platform.cli.errors import plain, user_errors, wrapped
+
+        if not isinstance(error, user_errors()):
+            raise
         typer.echo(wrapped(plain(f"error: {error}")), err=True)
         sys.exit(1)

@@ -15,6 +15,7 @@ import typer
 from segserve_common.interpreter import python
 from segserve_platform.cli import lifecycle
 from segserve_platform.cli.errors import CommandError, needs
+from segserve_platform.cli.signals import ends_on_signals
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.waiting import wait_serving
 
@@ -37,11 +38,11 @@ def demo(
         from segserve_operator.adapters.local.files import StateFolder, read_platform
         from segserve_operator.adapters.local.runtime import compiling_the_rest
         from segserve_operator.adapters.local.triton import free_port
-        from segserve_operator.local_platform.supervisor import end
+        from segserve_operator.local_platform.shutdown import end
 
     folder = coins_folder()
     # In the usual place of temporary files: the path of Envoy's admin socket must be short.
-    with tempfile.TemporaryDirectory(prefix="segserve-demo-") as root, lifecycle.ends_on_signals():
+    with tempfile.TemporaryDirectory(prefix="segserve-demo-") as root, ends_on_signals():
         os.environ["SEGSERVE_STATE"] = root
         state = StateFolder(Path(root))
         try:

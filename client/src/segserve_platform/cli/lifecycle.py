@@ -1,17 +1,12 @@
-"""`segserve up`, `down` and `logs`: the life cycle of the platform on this machine."""
+"""`segserve up`: starts the platform on this machine."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
@@ -19,17 +14,18 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from segserve.platform import Local
 from segserve_common.interpreter import python
-from segserve_platform.cli.errors import CommandError, needs, plain
+from segserve_platform.cli.down import end_platform
+from segserve_platform.cli.errors import CommandError, needs
 from segserve_platform.cli.installation import install_engines, installation_progress
 from segserve_platform.cli.models_view import models_table
-from segserve_platform.cli.options import PlatformOptions, ReportFormat, model_names, seconds
+from segserve_platform.cli.options import PORTS, PlatformOptions, seconds
+from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
+from segserve_platform.cli.signals import ends_on_signals
 from segserve_platform.cli.startup import Startup
-from segserve_platform.cli.terminal import activity, check_page, page, show_address
-from segserve_platform.platforms.local import POLL_S, LocalPlatform, LogRequest, check_state_folder, local_store
-from segserve_platform.platforms.log_records import log_records
+from segserve_platform.cli.terminal import activity
+from segserve_platform.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
 from segserve_platform.platforms.manifests import check_kinds, read_files
 from segserve_platform.platforms.port import MODEL
 from segserve_platform.platforms.waiting import Serving, readiness
@@ -40,7 +36,6 @@ if TYPE_CHECKING:
     from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 START_S: Final = 120.0
-PORTS: Final = range(1, 65536)
 
 
 def up(
@@ -131,39 +126,6 @@ def _logged_share(text: str | None) -> float | None:
         if 0 <= (share := float({"errors": "0", "all": "1"}.get(text, text))) <= 1:
             return share
     raise typer.BadParameter(f"--access-log must be off, errors, all, or a share from 0 to 1, got {text!r}")
-
-
-@contextmanager
-def ends_on_signals() -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and a terminal's Ctrl-C raise in the block.
-
-    Signals that the parent process ignores stay ignored, as `nohup` requires, except a Ctrl-C meant only for this
-    process: a shell without job control ignores it for everything it starts in the background, with the input closed,
-    and these processes pass that on.
-    """
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    ours: dict[int, Callable[[int, FrameType | None], object]] = {
-        number: end for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
-    }
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and _has_the_terminal():
-        ours[signal.SIGINT] = signal.default_int_handler
-    former = {number: signal.signal(number, handler) for number, handler in ours.items()}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _has_the_terminal() -> bool:
-    """Return whether input typed at a terminal goes to this process."""
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # the input is not a terminal
-        return False
 
 
 def install_runtime() -> RuntimeEnvironment:
@@ -339,50 +301,3 @@ def require_api_key(method: Literal["key"] | None) -> None:
 def _show_authority(record: PlatformRecord | None) -> None:
     if record is not None and record.ca_file:
         typer.echo(f"clients trust it with: export SEGSERVE_URL={record.url} SEGSERVE_CA_FILE={record.ca_file}")
-
-
-def down(
-    forget: Annotated[
-        bool, typer.Option("--forget", help="Remove the models as well, with their rollouts, keys and certificates.")
-    ] = False,
-) -> None:
-    """Stop the local platform: its processes, shared memory and logs are removed.
-
-    The models are kept for the next `segserve up`, unless --forget is given. Downloads are kept.
-    """
-    end_platform(local_store().state, keep=not forget)
-
-
-def end_platform(state: StateFolder, *, keep: bool) -> None:
-    """Stop the platform; say whether one was running, and which models are kept or removed."""
-    from segserve_operator.local_platform.supervisor import end
-
-    names = ", ".join(local_store(Local(state.root)).names(MODEL))
-    with activity("stopping the platform"):
-        outcome = "the platform was stopped" if end(state, keep_models=keep) else "no platform was running"
-    if names:
-        kept = f"models kept for the next `segserve up`: {names} (--forget removes them)"
-        outcome += f"; {kept}" if keep else f"; models removed: {names}"
-    typer.echo(outcome)
-
-
-def logs(
-    name: Annotated[
-        str | None, typer.Argument(help="Only the servers of this model.", autocompletion=model_names)
-    ] = None,
-    container: Annotated[
-        str | None, typer.Option("--container", "-c", help="Container: triton or agent. Default: all.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs.")] = False,
-    lines: Annotated[int, typer.Option("--tail", min=0, help="Initial lines of each log.")] = 50,
-    output: Annotated[
-        ReportFormat, typer.Option("--output", "-o", help="Output format; json is an object a line.")
-    ] = "text",
-) -> None:
-    """Show the logs of this machine's gateway, servers and agents, each line with its origin."""
-    shown = plain if sys.stdout.isatty() else str
-    logged = LocalPlatform(Local()).logs(LogRequest(name, container, follow, lines))
-    if output == "json":
-        logged = map(json.dumps, log_records(logged))
-    for line in logged:
-        typer.echo(shown(line))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PLUGIN: Final = "kubectl-"
 PANEL: Final = "Platform"
 _PARAMETER: Final = "platform_options"
+PORTS: Final = range(1, 65536)
 PATIENCE_S: Final = 1.0
 """How long completion waits for a cluster."""
 
@@ -210,10 +211,10 @@ GatewayUrl = Annotated[
 
 def seconds(duration: str) -> float:
     """Parse a duration in seconds: `90s`, `2m`, `1h30m` or a plain number; others are errors of the command line."""
+    if (plain := re.fullmatch(r"(\d{1,8}(?:\.\d+)?)|(\d{1,8})s", duration)) is not None:
+        return float(plain[1] or plain[2])
     from segserve_operator.api.meta import parse_duration
 
-    if re.fullmatch(r"\d{1,8}(\.\d+)?", duration):
-        return float(duration)
     try:
         return parse_duration(duration).total_seconds()
     except ValueError as error:

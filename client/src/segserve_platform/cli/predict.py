@@ -5,7 +5,6 @@ On a terminal the progress bar and everything printed below it share one console
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from segserve.calls.endpoint import URL_VARIABLE
 from segserve.errors import HOPELESS, ImageTooLargeError, MissingExtraError, RequestTooLargeError
 from segserve.rendering.output_files import save_image, written_whole
 from segserve_common.errors import BadRequestError, SegserveError
+from segserve_platform.cli.coco_text import CocoText
 from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.image_files import ImageFile, image_files, output_stems, overlay_paths
 from segserve_platform.cli.options import (
@@ -159,7 +159,10 @@ def predict(
         typer.echo(_left_out(selection.skipped), err=True)
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
-    with model_client(platform_options, name, url, transport=transport, timeout_s=seconds(timeout)) as client:
+    with (
+        CocoText(coco.parent if coco is not None else None) as data_set,
+        model_client(platform_options, name, url, transport=transport, timeout_s=seconds(timeout)) as client,
+    ):
         whole = partial(client.segment, model=name, **options)
         tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
                         max_detections=max_detections)  # fmt: skip
@@ -167,10 +170,19 @@ def predict(
         advice = _batch_options(platform_options, url, score_threshold)
         info = partial(client.model_info, name)
         targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
-        outcomes = list(_shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json))
-    if as_json or coco is not None:
-        _write_coco([one.document for one in outcomes if one.document is not None], coco, print_it=as_json)
-    failed = [one for one in outcomes if one.error is not None]
+        failed = []
+        for outcome in _shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json):
+            if outcome.error is not None:
+                failed.append(outcome)
+            if outcome.document is not None:
+                with _writing(coco):
+                    data_set.add(outcome.document)
+        if as_json:
+            for chunk in data_set.chunks():
+                typer.echo(chunk, nl=False)
+        if coco is not None:
+            with _writing(coco), written_whole(coco) as path, path.open("w") as file:
+                file.writelines(data_set.chunks())
     if len(files) > 1:
         typer.echo(_summary(files, failed, time.monotonic() - began_s, (output, masks, coco)), err=True)
     if failed:
@@ -361,19 +373,13 @@ def _summary(
     return ", ".join(parts) + (f"; written: {places}" if places else "")
 
 
-def _write_coco(documents: list[dict[str, Any]], target: Path | None, *, print_it: bool) -> None:
-    from segserve.exports.coco import merge
-
-    text = json.dumps(merge(documents), indent=2)
-    if print_it:
-        typer.echo(text)
-    if target is None:
-        return
+@contextmanager
+def _writing(coco: Path | None) -> Iterator[None]:
     try:
-        with written_whole(target) as path:
-            path.write_text(text + "\n")
+        yield
     except OSError as error:
-        raise CommandError(f"cannot write {str(target)!r}: {error.strerror}") from error
+        target = "the data set" if coco is None else repr(str(coco))
+        raise CommandError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _check_targets(masks: Path | None, coco: Path | None) -> None:

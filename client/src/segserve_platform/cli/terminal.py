@@ -1,7 +1,4 @@
-"""Output for its reader: a person at a terminal of some width, or a file or program behind a pipe.
-
-`page` is `segserve ui`'s page as commands start it: beside themselves, on loopback.
-"""
+"""Output for its reader: a person at a terminal of some width, or a file or program behind a pipe."""
 
 from __future__ import annotations
 
@@ -12,32 +9,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import typer
-from rich.console import Console, RenderableType
-from rich.measure import Measurement
-from rich.status import Status
-from rich.text import Text
 
-from segserve_platform.cli.errors import needs, plain
-from segserve_platform.cli.options import (
-    PlatformOptions,
-    gateway,
-    is_local,
-    metrics_source,
-    platform_ref,
-    selected_platform,
-)
+from segserve_platform.cli.errors import plain
 
 if TYPE_CHECKING:
-    from segserve_ui.guard import PageAccess
+    from rich.console import Console, RenderableType
 
 WIDEST: Final = 1000
 NAMED: Final = 3
 """Up to this many images are named."""
-PAGE_EXTRA: Final = "ui"
 
 
 def wide_enough(console: Console, shown: RenderableType) -> Console:
     """Return a console wide enough for the content: a terminal wraps longer lines itself."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
     needed = Measurement.get(console, console.options.update(width=WIDEST), shown).maximum
     return Console(width=max(console.width, needed))
 
@@ -75,6 +62,10 @@ def activity(text: str) -> Iterator[Activity]:
     if not sys.stderr.isatty():
         yield Activity(lambda _: None, typer.echo)
         return
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
     is_one_terminal = sys.stdout.isatty()
     console = Console(stderr=not is_one_terminal)
     with Status(Text(text), console=console) as status:
@@ -89,41 +80,3 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Show an activity that prints no results; the function changes its text."""
     with activity(text) as shown:
         yield shown.say
-
-
-def check_page() -> None:
-    """Raise `MissingExtraError` if what the page needs is not installed."""
-    with needs(PAGE_EXTRA):
-        import starlette
-        import uvicorn
-
-        del starlette, uvicorn
-
-
-@contextmanager
-def page(
-    platform_options: PlatformOptions, port: int | None = None, prometheus: str | None = None, url: str | None = None
-) -> Iterator[PageAccess]:
-    """Serve the page of the selected platform for the duration of the block."""
-    check_page()
-    from segserve_ui.backend import UiPlatform
-    from segserve_ui.server import serving
-
-    local = is_local(platform_options)
-    place = UiPlatform(
-        platform_ref(platform_options),
-        selected_platform(platform_options),
-        lambda model: gateway(platform_options, model, url),
-        metrics_source(platform_options, prometheus) if local or prometheus is not None else None,
-    )
-    with serving(place, port or 0) as access:
-        yield access
-
-
-def show_address(access: PageAccess, *, browser: bool) -> None:
-    """Print the page's address, and open it in a browser if there is one."""
-    from segserve_ui.server import open_browser
-
-    typer.echo(f"page: {access.url}  (only from this machine; stop it with Ctrl-C)")
-    if browser:
-        open_browser(access)

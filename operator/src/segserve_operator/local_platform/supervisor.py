@@ -8,7 +8,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from segserve_builder.render.tritonserver import sweep_shm
 from segserve_common.backoff import Backoff, RetryDelays
 from segserve_common.files import write_private
 from segserve_operator.adapters.checks.context import CheckContext
@@ -26,7 +24,7 @@ from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import PlatformError, StateFolder, bound_log, read_platform
-from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources, shm_prefix, sweep_step_environments
+from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, compiling_the_rest, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
@@ -44,7 +42,6 @@ from segserve_operator.service import ActionLog, Service, Traffic
 POLL_S: Final = 0.1
 PASS_INTERVAL_S: Final = 1.0
 SHORTEST_PASS_INTERVAL_S: Final = 0.2
-STOP_GRACE_S: Final = 10.0
 RETRY_BACKOFF: Final = Backoff(first_s=0.2, longest_s=5.0)
 LOG_CHECK_INTERVAL_S: Final = 60.0
 MAX_LOG_BYTES: Final = 20 * 2**20
@@ -241,7 +238,7 @@ def only_supervisor(state: StateFolder) -> Iterator[None]:
 def supervise(
     state: StateFolder, cache: Path, pool: TritonPool, progress: OnStep, speed: float = 1.0, *, compile_all: bool = True
 ) -> None:
-    """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `end` stops them.
+    """Run a supervisor in this process until SIGTERM or SIGINT. Its servers keep running: `shutdown.end` stops them.
 
     With `compile_all` it compiles the kernels that no model needs yet, at the lowest priority.
     """
@@ -258,30 +255,3 @@ async def _run(supervisor: Supervisor) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stopping.set)
     await supervisor.run()
-
-
-def end(state: StateFolder, *, keep_models: bool = False) -> bool:
-    """Stop the platform, remove its shared memory and files, and return whether there was anything to stop.
-
-    With `keep_models` resources and the records of their revisions stay, and the next start serves the models again.
-    """
-    if not state.root.exists():
-        return False
-    record = read_platform(state)
-    if record is not None and record.process.pid != os.getpid():
-        processes.end(record.process, grace_s=STOP_GRACE_S, descendants=False)
-    ended = processes.end_marked_processes(state.root, grace_s=STOP_GRACE_S)
-    for group in state.groups.glob("*"):
-        sweep_shm(shm_prefix(state, group.name))
-    sweep_step_environments()
-    # Only what the platform created: users may keep other files in the state folder.
-    of_models = (state.objects, state.revisions, state.tls, state.secrets)
-    folders = [state.groups, state.gateway, *(() if keep_models else of_models)]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    is_empty = not state.objects.exists()
-    for file in (state.platform, state.log, state.lock, *((state.format,) if is_empty else ())):
-        file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        state.root.rmdir()
-    return record is not None or ended > 0

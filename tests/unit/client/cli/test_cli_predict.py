@@ -12,6 +12,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import yaml
 from PIL import Image
 
 from fakes.kserve import Fault, Gateway
+from segserve.exports.coco import merge
+from segserve_platform.cli.coco_text import CocoText
 
 from ..conftest import HEIGHT, WIDTH, coin_masks
 from .conftest import Command, conditions, model
@@ -116,6 +119,66 @@ def test_an_image_that_fails_is_named_and_the_others_are_done(
     assert f"error: {photos}/broken.png: cannot read image" in complaint
     assert "3 images, 2 failed" in complaint
     assert [(one["id"], one["file_name"]) for one in json.loads(target.read_text())["images"]] == [(2, "b.jpg")]
+
+
+def data_sets(count: int, objects: int) -> Iterator[dict[str, Any]]:
+    for number in range(1, count + 1):
+        found = [
+            {
+                "id": each,
+                "image_id": number,
+                "segmentation": {"size": [9, 9], "counts": "ä" + "0a" * 500},
+                "bbox": [0.5, 1],
+            }
+            for each in range(1, objects + 1)
+        ]
+        categories = [{"id": number % 3, "name": f'"{number % 3}"'}]
+        yield {
+            "images": [{"id": number, "file_name": f"{number}\n.jpg"}],
+            "categories": categories,
+            "annotations": found,
+        }
+
+
+@pytest.mark.parametrize(("count", "objects"), [(0, 0), (1, 0), (1, 1), (3, 2), (40, 70)])
+def test_a_data_set_that_is_written_as_it_comes_has_the_text_of_the_merged_one(count: int, objects: int) -> None:
+    with CocoText() as text:
+        for data_set in data_sets(count, objects):
+            text.add(data_set)
+        for _ in range(2):  # it is printed and written
+            assert "".join(text.chunks()) == json.dumps(merge([*data_sets(count, objects)]), indent=2) + "\n"
+
+
+def test_a_data_set_takes_no_more_memory_with_more_images(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        with CocoText(tmp_path) as text:
+            for data_set in data_sets(count, 50):
+                text.add(data_set)
+            size = sum(map(len, text.chunks()))
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert size > count * 50_000
+        return taken
+
+    assert peak(400) < peak(100) + 100_000
+
+
+def test_what_is_interrupted_leaves_no_file_of_a_data_set(tmp_path: Path) -> None:
+    target = tmp_path / "found.json"
+    target.write_text("of before")
+
+    def interrupted() -> None:
+        with CocoText(tmp_path) as text:
+            for data_set in data_sets(3, 10):
+                text.add(data_set)
+                assert files(tmp_path) == {"found.json"}
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"found.json": "of before"}
 
 
 def test_what_all_images_would_fail_of_ends_it_at_the_first(

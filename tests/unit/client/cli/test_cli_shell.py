@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -14,21 +15,26 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from rich.console import Console
+from rich.text import Text
+from typer.rich_utils import rich_format_help
 
 from fakes.offenders import offenders
 from segserve_operator.store_format import STORE_FORMAT
-from segserve_platform.cli.app import app
+from segserve_platform.cli.app import COMMANDS, app, loaded
 from segserve_platform.cli.examples import EXAMPLES
 
 from .conftest import Command, model
 
 ROOT = typer.main.get_command(app)
 UsageError: Any = typer.BadParameter.__base__
+CONSOLE = Console()
 ANSI = re.compile("\x1b")
 
 
 def commands(group: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, found in group.commands.items():
+    for name, listed in group.commands.items():
+        found = loaded(name) if group is ROOT else listed
         if hasattr(found, "commands"):
             yield from commands(found, (*path, name))
         else:
@@ -66,6 +72,40 @@ def test_every_command_explains_itself_and_ends_with_examples(command: Command) 
             assert " ".join(example.split()) in " ".join(printed.replace("•", " ").split())
 
     assert offenders(check, {path: path for path in ALL}) == {}
+
+
+def test_the_list_of_commands_has_the_beginnings_of_their_helps() -> None:
+    listed = {name: text for group in COMMANDS.values() for name, (_, text) in group.items()}
+
+    assert listed == {
+        name: inspect.cleandoc(loaded(name).help).partition("\n\n")[0].replace("\n", " ") for name in listed
+    }
+
+
+@pytest.mark.parametrize("columns", [50, 80, 160])
+def test_the_help_is_the_one_that_typer_would_print(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    ROOT(["--help"], prog_name="segserve", standalone_mode=False)
+    printed = capsys.readouterr().out
+
+    with ROOT.make_context("segserve", [], resilient_parsing=True) as context:
+        rich_format_help(obj=ROOT, ctx=context, markup_mode="markdown")
+    assert drawn(printed) == drawn(capsys.readouterr().out)
+
+
+def drawn(printed: str) -> list[tuple[str, str]]:
+    """Return the characters of a terminal's lines, each with its style."""
+    lines = (Text.from_ansi(line) for line in printed.rstrip("\n").split("\n"))
+    return [
+        (each, str(line.get_style_at_offset(CONSOLE, place)) if each.strip() else "")
+        for line in lines
+        for place, each in enumerate(f"{line.plain.rstrip()}\n")
+    ]
 
 
 def test_examples_are_understood_by_the_commands_that_they_are_of() -> None:

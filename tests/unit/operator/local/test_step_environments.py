@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from segserve_operator.adapters.local.fleet import sweep_step_environments
+from segserve_operator.adapters.local.leftovers import sweep_step_environments
 
 SERVER = """
 import mmap, subprocess, sys
