@@ -31,8 +31,8 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Models": {
         "apply": ("resources:apply", "Create or change all models and pools in the files, or none if one is invalid."),
         "get": ("resources:get", "List models: readiness, stable and candidate revisions, rollout."),
-        "describe": ("resources:describe", "Show details of a model: spec, roles, rollout, conditions; on a cluster "
-                     "also events and pods."),
+        "describe": ("resources:describe", "Show a model: its state and what to do, roles, rollout, conditions, "
+                     "events, on a cluster pods, and its spec."),
         "why": ("why:why", "List what changed about a model: edits, revisions, rollouts, events, restarts, and "
                 "requests that failed."),
         "wait": ("resources:wait", "Wait until models serve their newest spec, or are deleted; exit code 1 on failure "
