@@ -1,12 +1,11 @@
 // The frame around the pages: the address after # says which one is shown.
 
-import { get } from "./api.js";
+import { watchPlatform } from "./banner.js";
 import { compare } from "./compare.js";
 import { models } from "./models.js";
 import { playground } from "./playground.js";
 import { rollouts } from "./rollouts.js";
 import { samples } from "./samples.js";
-import { limits } from "./source.js";
 
 const PAGES = { play: [playground, "Playground"], compare: [compare, "Compare"], models: [models, "Models"], rollouts: [rollouts, "Rollouts"], samples: [samples, "Samples"] };
 const main = document.getElementById("main");
@@ -31,8 +30,5 @@ function show() {
 }
 
 window.addEventListener("hashchange", show);
-get("/api/platform").then((platform) => {
-  limits.body = platform.bodyLimit;
-  document.getElementById("place").textContent = [platform.place, platform.url.replace(/^https?:\/\//, "")].filter(Boolean).join(" · ");
-}, (error) => { document.getElementById("place").textContent = error.message; });
+watchPlatform();
 show();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import time
 from base64 import b64decode
 from collections import Counter
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -28,6 +30,7 @@ from segserve_common.kserve import Tensor
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
 from segserve_operator.core.rollout.phases import Phase
 from segserve_platform.platforms.activity import WINDOW_S
+from segserve_platform.platforms.errors import unreachable
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve_platform.platforms.selection import open_platform
@@ -530,11 +533,91 @@ async def test_a_client_that_leaves_during_an_upload_is_no_error(page: Page, pat
     await page.app(scope, receive, send)
 
 
-def test_a_machine_without_a_platform_is_named(local: LocalHarness) -> None:
-    local.state.platform.unlink()
+PYTHON_WORDS = re.compile(
+    r"Errno|SEGSERVE_URL|Client\(|segment_stream|segment_tiled|PIL|pixel_array|\bb'|Traceback|:8080|pass "
+)
 
-    stored = StoredModels.of(open_platform(local.place()))
-    seen = ModelsOverview(MetricsSource(local.state), WINDOW_S).describe(stored)
 
-    assert (seen["runs"], seen["models"]) == (False, [])
-    assert seen["notes"] == ["the platform is not running: `segserve up` starts it"]
+@pytest.mark.parametrize("harness", ["this machine"], indirect=True)
+async def test_a_platform_that_is_gone_is_named_with_its_command_until_it_is_back(
+    harness: LocalHarness, photo: bytes
+) -> None:
+    record = harness.state.platform.read_text()
+    async for page in entered(harness, open_platform(harness.place()).gateway):  # type: ignore[arg-type]
+        there = await page.get("/api/platform")
+        harness.state.platform.unlink()
+        gone = await page.get("/api/platform")
+        answer, calls = await page.segment(photo), await page.get("/api/calls", model="discs", name="a.png")
+        overview = await page.get("/api/overview")
+        harness.state.platform.write_text(record)
+        back = await page.get("/api/platform")
+
+    assert (there["gone"], back["gone"]) == (None, None)
+    assert gone["gone"] == {"text": "The platform is not running. Start it with:", "command": "segserve up"}
+    assert (answer["status"], answer["gone"]) == (503, True)
+    assert (overview["runs"], overview["notes"]) == (False, [])
+    for text in (answer["error"], calls["error"]):
+        assert "`segserve up` starts it" in text
+        assert not PYTHON_WORDS.search(text)
+
+
+@pytest.mark.parametrize("harness", ["a cluster"], indirect=True)
+async def test_a_cluster_that_is_gone_is_named_in_a_clusters_words(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> list[dict[str, Any]]:
+        raise unreachable("https://lab", "lab-context", "[Errno 111] Connection refused")
+
+    monkeypatch.setattr(type(page.place.platform), "models", refuse)
+
+    banner = (await page.get("/api/platform"))["gone"]
+
+    assert banner["command"] == "kubectl --context lab-context -n lab cluster-info"
+    assert "https://lab of context 'lab-context' does not respond: Connection refused" in banner["text"]
+    assert "segserve up" not in banner["text"]
+
+
+async def test_a_gateway_that_is_gone_is_named_without_words_of_python(harness: Harness, photo: bytes) -> None:
+    async for page in entered(harness, lambda _: nullcontext("http://127.0.0.1:1")):
+        text = (await page.segment(photo))["error"]
+
+    command = "segserve logs" if isinstance(harness, LocalHarness) else "kubectl --context lab-context -n lab get pods"
+    assert text.startswith(f"the gateway does not answer: `{command}")
+    assert not PYTHON_WORDS.search(text)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "AVIF", "JPEG2000", "ICO", "PPM", "TGA"])
+async def test_the_page_reads_what_predict_reads(page: Page, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), (9, 99, 199)).save(
+        buffer, kind, **({"sizes": [(80, 60)]} if kind == "ICO" else {})
+    )
+
+    answer = await page.segment(buffer.getvalue())
+    preview = await page.client.post("/api/preview", content=buffer.getvalue())
+
+    assert (answer["status"], answer["width"], answer["height"]) == (200, WIDTH, HEIGHT)
+    assert preview.status_code == 200
+
+
+HEADS = [b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypisom", b"RIFF\0\0\0\0AVI ", bytes(128) + b"DICM", bytes(344) + b"n+1\0"]
+HEADS += [b"\x1f\x8b", b"\x93NUMPY", b"PK\x03\x04", b"\x89HDF\r\n", b"%PDF-1.7", b"%!PS", b"<svg>", b"<html>", b"<?xml"]
+HEADS += [
+    b"NRRD0004",
+    b"ZISRAWFILE",
+    b"\xff\x0a",
+    b"8BPS",
+    b"#?RADIANCE",
+    b"GIF89a",
+    b"BM",
+    b"\xff\xd8\xff",
+    b"II*\0",
+    b"hello",
+]
+
+
+async def test_a_file_that_is_refused_is_named_without_words_of_python(page: Page) -> None:
+    random = np.random.default_rng(59)
+    for data in [*(head + bytes(64) for head in HEADS), *(random.bytes(40) for _ in range(40))]:
+        answer = await page.client.post("/api/preview", content=data)
+
+        assert answer.status_code == 400, data
+        assert not PYTHON_WORDS.search(answer.json()["error"]), (data, answer.json())
