@@ -43,6 +43,7 @@ from segserve_ui.answers import GoneAnswerError, KeptAnswers, KeptBatches, descr
 from segserve_ui.backend import Backend, UiPlatform, body_limit_bytes
 from segserve_ui.calls import calls
 from segserve_ui.guard import Guard, PageAccess
+from segserve_ui.history import describe_history
 from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, example_images
 from segserve_ui.rollouts import VERBS, RolloutsOverview, draw_pairs
 from segserve_ui.words import GONE, gone, page_text
@@ -54,6 +55,7 @@ STATIC: Final = Path(__file__).parent / "static"
 REFRESH_S: Final = 2.0
 """Interval in which the platform is read, however many pages are open."""
 ACTION_S: Final = 10.0
+HISTORY_S: Final = 20.0
 PREVIEW_PX: Final = 2400
 THUMBNAIL_PX: Final = 440
 DIGITS: Final = 9
@@ -240,6 +242,7 @@ def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
         Route("/api/rollouts", page.rollouts),
         Route("/api/rollouts/{model}/pairs", page.pairs),
         Route("/api/rollouts/{model}/{verb}", page.act, methods=["POST"]),
+        Route("/api/history", page.history),
         Route("/api/samples", page.samples),
         Route("/api/samples/{model}/{key}", page.sample),
         Route("/api/segment", page.segment, methods=["POST"]),
@@ -275,6 +278,7 @@ class _Page:
         self._stored = TimedCache(partial(StoredModels.of, place.platform), REFRESH_S)
         self._models = TimedCache(ModelsList(examples=is_local).describe, REFRESH_S, self._stored)
         self._overview = TimedCache(ModelsOverview(place.metrics, window_s).describe, REFRESH_S, self._stored)
+        self._history = TimedCache(partial(describe_history, place), HISTORY_S)
         self._rollouts = TimedCache(RolloutsOverview(place.platform).describe, REFRESH_S, self._stored)
 
     async def index(self, request: Request) -> Response:
@@ -349,6 +353,9 @@ class _Page:
             for cache in (self._stored, self._rollouts, self._models, self._overview):
                 cache.clear()
         return JSONResponse({"text": text})
+
+    async def history(self, request: Request) -> Response:
+        return JSONResponse(await self._history.get())
 
     async def samples(self, request: Request) -> Response:
         given = request.query_params

@@ -18,6 +18,7 @@ GONE: Final = (NoPlatformError, PlatformUnreachableError)
 _CALL: Final = re.compile(r"client\.segment_tiled\(.*?\), (?=`segserve batch )")
 _OF_PYTHON: Final = re.compile(r": (?:pass |segment its frames \(|its first bytes are b).*|\[Errno -?\d+\] ", re.DOTALL)
 """What Python's users can do with a file that is refused, its bytes as a literal, and the numbers of errors."""
+_FORMATS: Final = "is not a JPEG, PNG, WebP or TIFF file", "is not of a known format"
 _KEY_ADVICE: Final = "; the page uses SEGSERVE_API_KEY of the terminal that it was started in"
 
 
@@ -31,7 +32,7 @@ def page_text(error: Exception, place: UiPlatform) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = error.message if isinstance(error, SegserveError) else str(error)
-    text = _OF_PYTHON.sub("", _CALL.sub("", text))
+    text = _OF_PYTHON.sub("", _CALL.sub("", text)).replace(*_FORMATS)
     return text + (_KEY_ADVICE if isinstance(error, errors.AuthenticationError) else "")
 
 

@@ -10,7 +10,7 @@ let shown = "";
 function show(text, command) {
   if (text + command === shown) return;  // screen readers say it once
   shown = text + command;
-  fill(document.getElementById("banner"), text ? h("p", {}, prose(text), command ? [" ", h("code", {}, command), copyButton(command)] : null) : null);
+  fill(document.getElementById("banner"), text ? h("p", { role: "alert" }, prose(text), command ? [" ", h("code", {}, command), copyButton(command)] : null) : null);
 }
 
 async function look() {

@@ -143,8 +143,8 @@ async function segmentOne(item, running) {
     const answer = await (await post("/api/segment", { model, batch: id, number: item.number, name: item.name }, file, running.signal)).json();
     if (running.signal.aborted) throw new DOMException("", "AbortError");
     const shown = shownObjects(answer, 0, new Set());
-    item.objects = shown.filter(Boolean).length;
-    item.set("done", summary(answer, shown) || "nothing", `${answer.width} × ${answer.height}`);
+    item.objects = answer.kind === "semantic" ? 0 : shown.filter(Boolean).length;
+    item.set("done", summary(answer, shown, Infinity) || "nothing", `${answer.width} × ${answer.height}`);
     await item.draw(file, answer).catch(() => {});
   } catch (error) {
     if (error.gone) running.abort();
@@ -158,9 +158,10 @@ function report() {
   const items = [...batch.items.values()].filter((item) => list.contains(item.tile));
   const count = (state) => items.filter((item) => item.state === state).length;
   const [done, failed] = [count("done"), count("failed")];
+  const objects = items.reduce((sum, item) => sum + item.objects, 0);
   progress.hidden = !batch.running;
   Object.assign(progress, { value: done + failed, max: Math.max(items.length, 1) });
-  const parts = [`${done} of ${items.length} images segmented`, failed ? `${failed} failed` : "", done ? `${items.reduce((sum, item) => sum + item.objects, 0).toLocaleString("en")} objects or classes found` : ""];
+  const parts = [`${done} of ${items.length} images segmented`, failed ? `${failed} failed` : "", objects ? `${objects.toLocaleString("en")} objects` : ""];
   status.textContent = parts.filter(Boolean).join(", ");
   fill(buttons, batch.running
     ? h("button", { type: "button", class: "danger", "data-key": "batch", onclick: () => { batch.running.abort(); batch.running = null; report(); } }, "Stop")

@@ -2,12 +2,13 @@
 
 import { watchPlatform } from "./banner.js";
 import { compare } from "./compare.js";
+import { history } from "./history.js";
 import { models } from "./models.js";
 import { playground } from "./playground.js";
 import { rollouts } from "./rollouts.js";
 import { samples } from "./samples.js";
 
-const PAGES = { play: [playground, "Playground"], compare: [compare, "Compare"], models: [models, "Models"], rollouts: [rollouts, "Rollouts"], samples: [samples, "Samples"] };
+const PAGES = { play: [playground, "Playground"], compare: [compare, "Compare"], models: [models, "Models"], rollouts: [rollouts, "Rollouts"], history: [history, "History"], samples: [samples, "Samples"] };
 const main = document.getElementById("main");
 let leave = () => {};
 let shown = "";
@@ -25,7 +26,7 @@ function show() {
     link.ariaCurrent = link.getAttribute("href") === `#/${page}` ? "page" : null;
   }
   main.replaceChildren();
-  leave = open(main, new URLSearchParams(query), (given) => history.replaceState(null, "", `#/${page}?${new URLSearchParams(given)}`)) ?? (() => {});
+  leave = open(main, new URLSearchParams(query), (given) => window.history.replaceState(null, "", `#/${page}?${new URLSearchParams(given)}`)) ?? (() => {});
   if (moved) { main.focus({ preventScroll: true }); window.scrollTo(0, 0); }
 }
 

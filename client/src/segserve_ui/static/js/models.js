@@ -77,5 +77,5 @@ function spark(rates) {
 }
 
 const rate = (value) => value.toFixed(value >= 10 ? 0 : 1);
-const milliseconds = (value) => (value == null ? "–" : value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${rate(value)} ms`);
+export const milliseconds = (value) => (value == null ? "–" : value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${rate(value)} ms`);
 const bytes = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(1)} GB` : `${(value / 1e6).toFixed(0)} MB`);
