@@ -85,6 +85,7 @@ def _of_machine(platform: LocalPlatform, now_s: float) -> _Bins:
             found.failed += counts.failed
             # Every bin has all edges, so that the cumulative buckets of two of them can be added.
             edges = range(min(counts.latencies, default=0), max(counts.latencies, default=-1) + 1)
+            found.buckets[bin_edge_ms(edges.start)] += 0
             for number in (*edges, *range(edges.stop, _HIGHEST)):
                 below += counts.latencies.get(number, 0)
                 found.buckets[bin_edge_ms(number + 1)] += below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import io
 import json
 import re
@@ -12,7 +13,10 @@ from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
@@ -27,14 +31,17 @@ from fakes.control import FAILED, ClusterHarness, Harness, LocalHarness, answeri
 from fakes.kserve import Fault, Gateway
 from segserve import Client
 from segserve_common.kserve import Tensor
+from segserve_operator.adapters.local.request_history import RequestHistory
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import Phase
 from segserve_platform.platforms.activity import WINDOW_S
 from segserve_platform.platforms.errors import unreachable
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve_platform.platforms.selection import open_platform
-from segserve_ui.app import TimedCache
+from segserve_ui.app import DOCS, STATIC, TimedCache
+from segserve_ui.history import describe_history
 from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, state_of_model
 from segserve_ui.rollouts import VERBS, describe_rollout
 from segserve_ui.server import serving
@@ -621,3 +628,120 @@ async def test_a_file_that_is_refused_is_named_without_words_of_python(page: Pag
 
         assert answer.status_code == 400, data
         assert not PYTHON_WORDS.search(answer.json()["error"]), (data, answer.json())
+
+
+async def test_several_images_are_exported_together(page: Page, photo: bytes) -> None:
+    for number, name in enumerate(["a.jpg", 'b,\n".jpg']):
+        await page.segment(photo, batch="x", number=str(number), name=name)
+    given = {"name": "nothing.jpg", "score_threshold": "0.96"}
+    await page.segment(photo, batch="x", number="2", **given)
+
+    coco, table = [(await page.client.get(f"/api/batches/x/{kind}")) for kind in ("coco", "csv")]
+    overlay = await page.client.post("/api/batches/x/overlays/0", content=photo)
+    gone = [
+        await page.client.get("/api/batches/y/csv"),
+        await page.client.post("/api/batches/x/overlays/9", content=photo),
+    ]
+    wrong = await page.client.get("/api/batches/x/pdf")
+
+    names = ["a.jpg", 'b,\n".jpg', "nothing.jpg"]
+    assert [each["file_name"] for each in coco.json()["images"]] == names
+    assert [each["image_id"] for each in coco.json()["annotations"]] == [1, 1, 2, 2]
+    rows = list(csv.DictReader(io.StringIO(table.text, newline="")))
+    assert [row["file_name"] for row in rows] == [names[0]] * 2 + [names[1]] * 2 + [names[2]]
+    assert [row["class"] for row in rows] == ["coin"] * 4 + [""]
+    assert [row["score"][:4] for row in rows] == ["0.93", "0.87", "0.93", "0.87", ""]
+    with Image.open(io.BytesIO(overlay.content)) as image:
+        assert (image.format, image.size) == ("JPEG", (WIDTH, HEIGHT))
+    assert [each.status_code for each in (*gone, wrong)] == [404, 404, 400]
+    assert "segment the images again" in gone[0].json()["error"]
+
+
+async def test_more_images_than_a_batch_has_are_refused_with_the_command_for_them(page: Page, photo: bytes) -> None:
+    answer = await page.segment(photo, batch="x", number="200", name="a.jpg")
+
+    assert answer["status"] == 400
+    assert "a batch has at most 200 images" in answer["error"]
+    assert "`segserve predict MODEL folder/`" in answer["error"]
+
+
+async def test_a_frame_of_a_video_is_a_stream_of_its_own(page: Page, photo: bytes, gateway: Gateway) -> None:
+    answer = await page.segment(photo, frame="7")
+
+    assert (answer["status"], answer["kind"]) == (200, "instance")
+    assert gateway.asked[-1].parameters["sequence_start"]
+
+
+async def test_the_pages_of_the_documentation_that_empty_pages_name_are_there(page: Page) -> None:
+    named = {name for path in STATIC.glob("js/*.js") for name in re.findall(r'"([a-z-]+\.md)"', path.read_text())}
+
+    answers = {name: await page.client.get(f"/docs/{name}", headers={"authorization": ""}) for name in named}
+
+    assert named <= DOCS
+    assert all(answer.text.startswith("# ") for answer in answers.values())
+    assert (await page.client.get("/docs/..%2f..%2fpyproject.toml")).status_code == 404
+
+
+async def test_the_last_day_is_shown_with_past_rollouts(page: Page) -> None:
+    page.harness.keep(records.record())
+    if isinstance(page.harness, LocalHarness):
+        history = RequestHistory(page.harness.state.requests)
+        for at_s, requests in ((0, 0), (time.time() - 2 * 86400, 5), (time.time() - 60, 45), (time.time(), 85)):
+            series = SeriesCounts(requests, requests // 5, latencies=((10.0, requests // 2), (1000.0, requests // 10)))
+            counters = Counters("1", at_s, {Series("g", "http"): series})
+            history.observe({"coins": {"gateway": counters}}, at_s)
+
+    seen = await page.get("/api/history")
+
+    (rollout,) = seen["rollouts"]
+    assert (rollout["model"], rollout["phase"]) == ("coins", "Progressing")
+    if isinstance(page.harness, LocalHarness):
+        (model,) = seen["models"]
+        assert len(model["bins"]) == 96
+        assert (model["total"]["requests"], model["total"]["failed"]) == (80, 16)
+        assert 9 < model["total"]["p50"] < 13
+        assert 800 < model["total"]["p95"] < 1300
+    else:
+        assert (seen["models"], seen["example"][:27]) == ([], "segserve ui --prometheus ht")
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """A Prometheus that has ten requests of coins in the last quarter of an hour, one of them failed."""
+
+    def do_GET(self) -> None:
+        given = parse_qs(urlsplit(self.path).query)
+        query, end_s = given["query"][0], float(given["end"][0])
+        cluster = {"envoy_cluster_name": "coins/g/infer/http"}
+        values = {
+            "rq_completed": [({}, 10)],
+            "rq_xx": [({}, 1)],
+            "time_bucket": [({"le": "10"}, 5), ({"le": "+Inf"}, 10)],
+        }
+        found = next((each for name, each in values.items() if name in query), [])
+        result = [{"metric": cluster | labels, "values": [[end_s, str(value)]]} for labels, value in found]
+        content = json.dumps({"data": {"result": result}}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("harness", ["a cluster"], indirect=True)
+async def test_the_last_day_of_a_cluster_is_its_prometheus(page: Page) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        seen = describe_history(replace(page.place, metrics=MetricsSource(prometheus=url, namespace="lab")))
+        server.shutdown()
+    gone = describe_history(replace(page.place, metrics=MetricsSource(prometheus=url)))
+
+    (model,) = seen["models"]
+    assert (model["model"], model["total"] | {"p50": 0}) == (
+        "coins", {"requests": 10, "failed": 1, "p50": 0, "p95": 10.0}
+    )  # fmt: skip
+    assert model["bins"][-1]["requests"] == 10
+    assert gone["models"] == []
+    assert f"the Prometheus at {url} does not answer" in gone["note"]
+    assert not PYTHON_WORDS.search(gone["note"])
