@@ -17,6 +17,8 @@ COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
+COPY docs/tutorial.md docs/
+COPY docs/how-to/collect-samples.md docs/how-to/look.md docs/how-to/roll-out.md docs/how-to/
 RUN python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-deps --no-build-isolation . \
  && /opt/segserve/venv/bin/python3 -c "import segserve_operator.main, segserve_operator.gateway_sync.__main__"
 

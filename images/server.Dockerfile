@@ -25,6 +25,8 @@ COPY client/src client/src
 COPY model_repo_builder/src model_repo_builder/src
 COPY operator/src operator/src
 COPY examples/coins examples/coins
+COPY docs/tutorial.md docs/
+COPY docs/how-to/collect-samples.md docs/how-to/look.md docs/how-to/roll-out.md docs/how-to/
 RUN PYTHONPATH=/opt/segserve/python \
     python3 -m pip install --no-cache-dir --target /opt/segserve/python --no-deps --no-build-isolation .
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar, Literal
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -44,6 +46,7 @@ READY = {
     "compare": ".big",
     "models": "tbody",
     "rollouts": ".rollouts > *",
+    "history": "main .card",
     "samples": ".gallery > *",
 }
 """What each page shows once it has asked."""
@@ -101,6 +104,126 @@ def test_an_image_is_segmented_and_the_slider_hides_objects_without_a_request(pa
     with page.expect_download() as download:
         page.get_by_role("button", name="COCO").click()
     assert len(json.loads(download.value.path().read_text())["annotations"]) == shown(page)
+
+
+def test_several_images_are_segmented_at_once_and_a_refused_file_is_named_until_it_is_dismissed(
+    browser: Browser, access: PageAccess, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("a.png", "b.gif", "c.bmp", "d.tif", "text.png")]
+    with Image.open(PHOTO) as photo:
+        for path in files[:4]:
+            photo.convert("L").save(path)
+    files[4].write_text("no image")
+    with silent(browser, access.url, complaints=("Failed to load resource",)) as page:
+        segment(page, "coins-instances")
+        page.locator("input[type=file]").set_input_files(files[4])
+        line = page.get_by_role("alert")
+        expect(line).to_contain_text("text.png: the image cannot be read")
+        expect(page.locator("canvas.top")).to_have_count(0)
+        expect(page.get_by_role("heading", name="Drop images here")).to_be_visible()
+
+        page.locator("input[type=file]").set_input_files(files)
+        gallery = page.get_by_role("region", name="Gallery")
+        gallery.get_by_role("button", name="Segment all").click()
+        expect(gallery.get_by_role("status")).to_contain_text("4 of 5 images segmented, 1 failed, 96 objects")
+        expect(gallery.locator("li", has_text="24 coin")).to_have_count(4)
+        gallery.get_by_text("Table", exact=True).click()
+        expect(gallery.get_by_role("row", name="text.png failed")).to_be_visible()
+        assert Axe().run(page).response["violations"] == []
+        saved = {}
+        for name in ("COCO", "CSV", "Overlays (zip)"):
+            with page.expect_download() as download:
+                gallery.get_by_role("button", name=name).click()
+            saved[name] = download.value.path()
+        gallery.get_by_role("button", name="c.bmp").click()
+        expect(page.locator(".caption")).to_contain_text("c.bmp")
+        page.get_by_role("link", name="Models").click()
+        page.get_by_role("link", name="Playground").click()
+        expect(line).to_contain_text("text.png")
+        page.get_by_role("button", name="Dismiss").click()
+        expect(line).to_have_count(0)
+
+    coco = json.loads(saved["COCO"].read_text())
+    assert [each["file_name"] for each in coco["images"]] == [path.name for path in files[:4]]
+    assert len(coco["annotations"]) == 4 * COINS
+    assert len(list(csv.DictReader(saved["CSV"].open(newline="")))) == 4 * COINS
+    with ZipFile(saved["Overlays (zip)"]) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["001-a.jpg", "002-b.jpg", "003-c.jpg", "004-d.jpg"]
+
+
+def test_more_images_than_the_page_takes_are_refused_with_the_command_for_them(page: Page) -> None:
+    one = {"name": "a.png", "mimeType": "image/png", "buffer": PHOTO.read_bytes()}
+    page.locator("input[type=file]").set_input_files([one] * 201)  # type: ignore[list-item]
+
+    expect(page.get_by_role("alert")).to_contain_text("201 images: this page takes at most 200 at a time")
+    expect(page.get_by_role("alert").locator("code")).to_have_text("segserve predict MODEL folder/")
+
+
+def test_all_images_stop_at_once_and_go_on_later(page: Page, tmp_path: Path) -> None:
+    files = [shutil.copy(PHOTO, tmp_path / f"{number:02}.png") for number in range(12)]
+    page.get_by_role("combobox", name="Model").select_option("coins-instances")
+    page.locator("input[type=file]").set_input_files(files)
+    page.get_by_role("img", name="coins-instances found").wait_for()
+    asked: list[str] = []
+    page.route("**/api/segment?*batch*", lambda route: asked.append(route.request.url) if len(asked) >= 5 else (
+        asked.append(route.request.url), route.continue_()))  # fmt: skip
+    gallery = page.get_by_role("region", name="Gallery")
+    gallery.get_by_role("button", name="Segment all").click()
+    expect(gallery.get_by_role("status")).to_contain_text("5 of 12")
+    gallery.get_by_role("button", name="Stop").click()
+    expect(gallery.locator(".strip .tag")).to_have_count(0)
+    assert len(asked) <= 5 + 4, "four are under way at a time"
+
+    page.unroute("**/api/segment?*batch*")
+    gallery.get_by_role("button", name="Segment the rest").click()
+
+    expect(gallery.get_by_role("status")).to_contain_text("12 of 12")
+
+
+RECORD = """async () => {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, {width: 384, height: 303});
+  const context = canvas.getContext("2d");
+  const recorder = new MediaRecorder(canvas.captureStream(10), {mimeType: "video/webm;codecs=vp8"});
+  const parts = [];
+  recorder.ondataavailable = (event) => parts.push(event.data);
+  const ended = new Promise((done) => { recorder.onstop = done; });
+  recorder.start();
+  for (let at = 0; at < 20; at++) {
+    context.fillStyle = at < 10 ? "#202020" : "#e0e0e0";
+    context.fillRect(0, 0, 384, 303);
+    context.fillStyle = "red";
+    context.fillRect(at, 0, 9, 9);
+    await new Promise((done) => setTimeout(done, 100));
+  }
+  recorder.stop();
+  await ended;
+  return [...new Uint8Array(await new Blob(parts).arrayBuffer())];
+}"""
+
+
+def test_a_video_is_segmented_frame_by_frame(page: Page, tmp_path: Path) -> None:
+    video = tmp_path / "scene.webm"
+    video.write_bytes(bytes(page.evaluate(RECORD)))
+    page.get_by_role("combobox", name="Model").select_option("coins")
+    page.locator("input[type=file]").set_input_files(video)
+    expect(page.get_by_role("img", name="in scene-frame-1.png")).to_be_visible()
+    slider = page.get_by_role("slider", name="Frame")
+    bright = "document.querySelector('.stage canvas').getContext('2d').getImageData(200, 200, 1, 1).data[0] > 128"
+    assert not page.evaluate(bright)
+    last = int(slider.get_attribute("max") or 0)
+    assert 5 <= last <= 40
+
+    slider.fill(str(last))
+    expect(page.get_by_role("img", name=f"in scene-frame-{last + 1}.png")).to_be_visible()
+    assert page.evaluate(bright)
+    page.get_by_role("button", name="Previous frame").click()
+    expect(page.get_by_role("img", name=f"in scene-frame-{last}.png")).to_be_visible()
+    assert Axe().run(page).response["violations"] == []
+
+    page.locator("input[type=file]").set_input_files(PHOTO)
+    expect(slider).to_have_count(0)
 
 
 def test_a_picture_from_the_camera_is_segmented(page: Page) -> None:
@@ -339,6 +462,26 @@ def rollout_page(
             page.get_by_role("link", name="Rollouts").click()
             page.get_by_role("button", name="Skip latency").wait_for()
             yield page, harness
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
+def test_a_platform_that_is_gone_is_named_on_every_page_until_it_is_back(
+    browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], size: str
+) -> None:
+    with rollout_page(browser, tmp_path, scheme, size) as (page, harness):
+        record = harness.state.platform.read_text()
+        harness.state.platform.unlink()
+        for name in READY:
+            page.get_by_role("link", name=name.title().replace("Play", "Playground")).click()
+            expect(page.get_by_role("alert").first).to_contain_text(
+                "The platform is not running. Start it with: segserve up"
+            )
+        assert Axe().run(page).response["violations"] == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+        harness.state.platform.write_text(record)
+
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])

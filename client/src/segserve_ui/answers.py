@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import pickle
 import secrets
+import zlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Final
 
+from segserve.exports.coco import merge
 from segserve.rendering.display import printable
 from segserve.rendering.palette import class_colour, palette
 from segserve.results.annotation import Annotation, is_background
@@ -16,11 +22,17 @@ from segserve.results.masks import EncodedMask, masks_of_labels
 from segserve.results.objects import DetectionResult, InstanceResult, KeypointResult
 from segserve.results.result import PanopticResult, Result, SemanticResult
 from segserve.results.values import Colour
-from segserve_common.errors import ControlError
+from segserve_common.errors import BadRequestError, ControlError
 
 Json = dict[str, Any]
 KEPT: Final = 8
 """Answers that can still be downloaded, of all pages together."""
+IMAGES: Final = 200
+"""Images of one batch."""
+BATCHES: Final = 2
+"""Batches of images whose answers can still be downloaded, of all pages together."""
+BATCH_BYTES: Final = 256 * 2**20
+"""Most bytes of the answers of a batch, as they are kept."""
 KINDS: Final[Mapping[type[Any], str]] = {
     SemanticResult: "semantic",
     InstanceResult: "instance",
@@ -137,6 +149,62 @@ class KeptAnswers:
         if found is None:
             raise GoneAnswerError(f"this answer is no longer kept (only the last {KEPT} are): segment the image again")
         return found
+
+
+@dataclass(slots=True)
+class KeptBatches:
+    """The answers to the images of the last batches, only in memory: packed, and unpacked one at a time."""
+
+    _batches: OrderedDict[str, dict[int, tuple[str, bytes]]] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def keep(self, batch: str, number: int, name: str, result: Result) -> None:
+        """Keep the answer to an image; raises `BadRequestError` beyond the limits of a batch."""
+        packed = zlib.compress(pickle.dumps(replace(result)), 1)  # without what was decoded of it
+        with self._lock:
+            images = self._batches.setdefault(batch, {})
+            while len(self._batches) > BATCHES:
+                self._batches.popitem(last=False)
+            size = sum(len(each) for _, each in images.values()) + len(packed)
+            if not 0 <= number < IMAGES or size > BATCH_BYTES:
+                raise BadRequestError(
+                    f"a batch has at most {IMAGES} images, with answers of at most {BATCH_BYTES // 2**20} MiB; "
+                    "`segserve predict MODEL folder/` segments any number"
+                )
+            images[number] = name, packed
+
+    def result(self, batch: str, number: int) -> Result:
+        """Return the answer to an image; raises `GoneAnswerError` if it was forgotten."""
+        with self._lock:
+            found = self._batches.get(batch, {}).get(number)
+        if found is None:
+            raise GoneAnswerError("this answer is no longer kept: segment the images again")
+        result: Result = pickle.loads(zlib.decompress(found[1]))
+        return result
+
+    def export(self, batch: str, kind: str) -> tuple[bytes, str]:
+        """Return all answers of a batch as `coco` or `csv`, and the name of the file; raises as `result`."""
+        with self._lock:
+            images = sorted((number, name) for number, (name, _) in self._batches.get(batch, {}).items())
+        if kind not in ("coco", "csv"):
+            raise BadRequestError(f"unknown format {kind!r}; of several images there are: coco, csv")
+        if not images:
+            raise GoneAnswerError("these answers are no longer kept: segment the images again")
+        documents, rows = [], list[Json]()
+        for number, name in images:
+            result = self.result(batch, number)
+            if kind == "coco":
+                documents.append(result.to_coco(image_id=number + 1, file_name=name))
+                continue
+            own = {"image_id": number + 1, "file_name": name, "height": result.size[0], "width": result.size[1]}
+            rows += [own | row for row in result.to_rows() or [{}]]
+        if kind == "coco":
+            return json.dumps(merge(documents), allow_nan=False).encode(), f"{result.model}-coco.json"
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode(), f"{result.model}.csv"
 
 
 class GoneAnswerError(ControlError):

@@ -26,6 +26,7 @@ from segserve.exports.formats import FORMATS
 from segserve.platform import Cluster
 from segserve.results.images import picture
 from segserve_common.errors import BadRequestError, SegserveError
+from segserve_platform.image_content import image_content
 from segserve_platform.platforms.activity import PROMETHEUS_WINDOW_S, WINDOW_S
 from segserve_platform.platforms.errors import (
     ConflictError,
@@ -38,12 +39,14 @@ from segserve_platform.platforms.errors import (
 )
 from segserve_platform.platforms.port import Json
 from segserve_platform.platforms.rollouts.actions import run_action
-from segserve_ui.answers import GoneAnswerError, KeptAnswers, describe_answer, without
+from segserve_ui.answers import GoneAnswerError, KeptAnswers, KeptBatches, describe_answer, without
 from segserve_ui.backend import Backend, UiPlatform, body_limit_bytes
 from segserve_ui.calls import calls
 from segserve_ui.guard import Guard, PageAccess
+from segserve_ui.history import describe_history
 from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, example_images
 from segserve_ui.rollouts import VERBS, RolloutsOverview, draw_pairs
+from segserve_ui.words import GONE, gone, page_text
 
 if TYPE_CHECKING:
     from segserve_builder.capture.store import ManifestRow, SampleStore
@@ -52,8 +55,12 @@ STATIC: Final = Path(__file__).parent / "static"
 REFRESH_S: Final = 2.0
 """Interval in which the platform is read, however many pages are open."""
 ACTION_S: Final = 10.0
+HISTORY_S: Final = 20.0
 PREVIEW_PX: Final = 2400
 THUMBNAIL_PX: Final = 440
+DIGITS: Final = 9
+DOCS: Final = frozenset({"collect-samples.md", "look.md", "roll-out.md", "tutorial.md"})
+"""The pages of the documentation that empty pages link to; `pyproject.toml` puts them into the wheel."""
 CLASSES: Final = 1000
 """Hidden classes that a download may name."""
 STATUSES: Final[tuple[tuple[type[Exception], int], ...]] = (
@@ -76,7 +83,6 @@ STATUSES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (SegserveError, 502),
 )
 """The status that each error has on the page, the first that fits."""
-_KEY_ADVICE: Final = "; the page uses SEGSERVE_API_KEY of the terminal that it was started in"
 T = TypeVar("T")
 NEWEST: Final = 1000
 """Samples of a model that are read, the newest; `segserve samples` lists older ones."""
@@ -100,14 +106,17 @@ class Samples:
         reason, and `NotFoundError` for a model that keeps no samples.
         """
         if isinstance(self._place.ref, Cluster):
-            return {"models": [], "samples": [], "note": "of a cluster, `segserve samples list MODEL` lists them"}
+            note = "Samples of a cluster are listed by a command, which reads them with your rights."
+            return {"models": [], "samples": [], "note": note, "example": "segserve samples list MODEL"}
         from segserve_builder.capture.rule import CaptureReason
 
         if reason and reason not in tuple(CaptureReason):
             raise BadRequestError(f"reason is {reason!r}; allowed: {', '.join(CaptureReason)}")
         sinks = _sinks(stored)
         if not model and not sinks:
-            return {"models": [], "samples": [], "note": "no model has spec.capture"}
+            note = "No model has `spec.capture`: with it a model keeps some requests for people to label."
+            example = "spec:\n  capture:\n    when: [uncertain]\n    sink: file:///home/me/samples"
+            return {"models": [], "samples": [], "note": note, "example": example}
         model = model or next(iter(sinks))
         with self._opened(model, sinks) as store:
             rows = list(store.rows(model, newest=NEWEST))[::-1]
@@ -233,6 +242,7 @@ def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
         Route("/api/rollouts", page.rollouts),
         Route("/api/rollouts/{model}/pairs", page.pairs),
         Route("/api/rollouts/{model}/{verb}", page.act, methods=["POST"]),
+        Route("/api/history", page.history),
         Route("/api/samples", page.samples),
         Route("/api/samples/{model}/{key}", page.sample),
         Route("/api/segment", page.segment, methods=["POST"]),
@@ -240,8 +250,11 @@ def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
         Route("/api/preview", page.preview, methods=["POST"]),
         Route("/api/calls", page.calls),
         Route("/api/answers/{answer}/{format}", page.export),
+        Route("/api/batches/{batch}/{format}", page.export_batch),
+        Route("/api/batches/{batch}/overlays/{number:int}", page.overlay, methods=["POST"]),
+        Route("/docs/{name}", page.docs),
     ]
-    handlers = {SegserveError: _error_response, OSError: _error_response, ClientDisconnect: _error_response}
+    handlers = dict.fromkeys((SegserveError, OSError, ClientDisconnect), page.error)
     app = Starlette(routes=routes, exception_handlers=handlers)
     return Guard(app, access), backend
 
@@ -257,12 +270,15 @@ class _Page:
         window_s = PROMETHEUS_WINDOW_S if scraped else WINDOW_S
         self._backend = backend
         self._answers = KeptAnswers()
+        self._batches = KeptBatches()
         self._samples = Samples(place)
         is_local = not isinstance(place.ref, Cluster)  # golden sets of a cluster are elsewhere
         self._pools = TimedCache(backend.pools, REFRESH_S)
+        self._place = TimedCache(self._platform, REFRESH_S)
         self._stored = TimedCache(partial(StoredModels.of, place.platform), REFRESH_S)
         self._models = TimedCache(ModelsList(examples=is_local).describe, REFRESH_S, self._stored)
         self._overview = TimedCache(ModelsOverview(place.metrics, window_s).describe, REFRESH_S, self._stored)
+        self._history = TimedCache(partial(describe_history, place), HISTORY_S)
         self._rollouts = TimedCache(RolloutsOverview(place.platform).describe, REFRESH_S, self._stored)
 
     async def index(self, request: Request) -> Response:
@@ -271,9 +287,20 @@ class _Page:
     async def icon(self, request: Request) -> Response:
         return FileResponse(STATIC / "icon.svg")
 
+    async def error(self, request: Request, error: Exception) -> Response:
+        status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+        text, is_gone = page_text(error, self._backend.place), isinstance(error, GONE)
+        return JSONResponse({"error": text, "kind": type(error).__name__, "gone": is_gone}, status_code=status)
+
     async def platform(self, request: Request) -> Response:
+        error = None
+        try:
+            await self._stored.get()
+        except SegserveError as raised:
+            error = raised
+        banner = await asyncio.to_thread(gone, error, self._backend.place)  # not of a cache: it has to be quick
         limit = body_limit_bytes(await self._pools.get())
-        return JSONResponse(await asyncio.to_thread(self._platform) | {"bodyLimit": limit})
+        return JSONResponse(await self._place.get() | {"bodyLimit": limit, "gone": banner})
 
     def _platform(self) -> Json:
         place = self._backend.place
@@ -327,6 +354,9 @@ class _Page:
                 cache.clear()
         return JSONResponse({"text": text})
 
+    async def history(self, request: Request) -> Response:
+        return JSONResponse(await self._history.get())
+
     async def samples(self, request: Request) -> Response:
         given = request.query_params
         names = [given.get(name, "") for name in ("model", "reason", "class")]
@@ -342,12 +372,20 @@ class _Page:
     async def segment(self, request: Request) -> Response:
         model, score = _text(request, "model"), _score(request, "score_threshold")
         image = await self._image(request)
-        return _json(await asyncio.to_thread(lambda: self._described(*self._backend.segment(model, image, score))))
+        frame, number = _number(request, "frame"), _number(request, "number")
+        result, took_ms = await asyncio.to_thread(
+            lambda: self._backend.segment(model, image_content(image).image, score, frame)
+        )
+        if number is not None:
+            batch, name = _text(request, "batch"), _text(request, "name")
+            await asyncio.to_thread(self._batches.keep, batch, number, name, result)
+        return _json(await asyncio.to_thread(self._described, result, took_ms))
 
     async def compare(self, request: Request) -> Response:
         first, second = _text(request, "first"), _text(request, "second")
         image = await self._image(request)
-        sides, agreement = await asyncio.to_thread(self._backend.compare, first, second, image)
+        content = await asyncio.to_thread(image_content, image)
+        sides, agreement = await asyncio.to_thread(self._backend.compare, first, second, content.image)
         answers = [await asyncio.to_thread(self._described, *side) for side in sides]
         return _json({"answers": answers, "agreement": agreement})
 
@@ -373,10 +411,33 @@ class _Page:
         shown = without(result, _score(request, "min_score") or 0.0, hidden)
         content = await asyncio.to_thread(kind.encode, shown, name)
         stem = "".join(each if each.isalnum() or each in "-_." else "_" for each in Path(name).stem) or "result"
-        file_name = f"{stem}-{request.path_params['format']}{kind.suffix}"
-        # Never shown as a page of this origin: class names in it are the model's.
-        headers = {"content-disposition": f'attachment; filename="{file_name.encode("ascii", "replace").decode()}"'}
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        return _download(content, f"{stem}-{request.path_params['format']}{kind.suffix}")
+
+    async def export_batch(self, request: Request) -> Response:
+        given = request.path_params
+        return _download(*await asyncio.to_thread(self._batches.export, given["batch"], given["format"]))
+
+    async def overlay(self, request: Request) -> Response:
+        image, given = await self._image(request), request.path_params
+
+        def draw() -> bytes:
+            buffer = io.BytesIO()
+            result = self._batches.result(given["batch"], given["number"])
+            result.overlay(image_content(image).image).save(buffer, "JPEG", quality=92)
+            return buffer.getvalue()
+
+        return Response(await asyncio.to_thread(draw), media_type="image/jpeg")
+
+    async def docs(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        places = [
+            Path(__file__).parent / "docs",
+            *(Path(__file__).parents[3] / each for each in ("docs", "docs/how-to")),
+        ]
+        found = next((path for place in places if (path := place / name).is_file()), None)
+        if name not in DOCS or found is None:
+            raise NotFoundError(f"there is no page {name!r}; there are: {', '.join(sorted(DOCS))}")
+        return FileResponse(found, media_type="text/plain; charset=utf-8")
 
     async def _image(self, request: Request) -> bytes:
         """Return the body; raises `TooLargeError` for one that the gateway would not take, without reading it all."""
@@ -399,13 +460,19 @@ class _Page:
         return b"".join(parts)
 
 
+def _download(content: bytes, name: str) -> Response:
+    # Never shown as a page of this origin: class names in it are the model's.
+    headers = {"content-disposition": f'attachment; filename="{name.encode("ascii", "replace").decode()}"'}
+    return Response(content, media_type="application/octet-stream", headers=headers)
+
+
 def _json(content: Json) -> Response:
     return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), media_type="application/json")
 
 
 def _preview(image: bytes, most_px: int = PREVIEW_PX) -> bytes:
     """Return an image as a JPEG with sides of at most `most_px`, from any format."""
-    drawn = picture(image)
+    drawn = picture(image_content(image).image)
     drawn.thumbnail((most_px, most_px))
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", quality=90)
@@ -432,15 +499,15 @@ def _score(request: Request, name: str) -> float | None:
     return value
 
 
+def _number(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if text and not (text.isdecimal() and len(text) <= DIGITS):
+        raise BadRequestError(f"{name} must be a whole number from 0, got {text[:80]!r}")
+    return int(text) if text else None
+
+
 def _numbers(request: Request, name: str) -> set[int]:
     parts = [part for part in (request.query_params.get(name) or "").split(",") if part]
     if len(parts) > CLASSES or not all(part.isdecimal() for part in parts):
         raise BadRequestError(f"{name} must be ids of classes with commas between them, got {','.join(parts)[:80]!r}")
     return set(map(int, parts))
-
-
-async def _error_response(request: Request, error: Exception) -> Response:
-    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-    advice = _KEY_ADVICE if isinstance(error, errors.AuthenticationError) else ""
-    text = error.message if isinstance(error, SegserveError) else str(error)
-    return JSONResponse({"error": f"{text}{advice}", "kind": type(error).__name__}, status_code=status)

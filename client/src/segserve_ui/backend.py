@@ -10,13 +10,16 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from segserve.calls.endpoint import URL_VARIABLE
 from segserve.client import Client
 from segserve.errors import GatewayUnreachableError
 from segserve.platform import PlatformRef
+from segserve.results.images import ImageLike
 from segserve.results.result import Result
 from segserve_common.errors import SegserveError
 from segserve_operator.api.triton_pool import TritonPoolSpec
 from segserve_platform.evaluation.pairs import agreement_of, class_name, common_classes
+from segserve_platform.platforms.errors import NoPlatformError
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSource
 from segserve_platform.platforms.port import MODEL, Json, Platform
@@ -25,6 +28,7 @@ from segserve_ui.calls import Caller
 TIMEOUT_S: Final = 60.0
 HEADROOM_BYTES: Final = 4096
 """Bytes of a request for what is sent beside the image."""
+NOT_RUNNING: Final = "the platform is not running: `segserve up` starts it"
 T = TypeVar("T")
 OpenGateway = Callable[[str], AbstractContextManager[str | None]]
 
@@ -54,14 +58,23 @@ class Backend:
         self._gateways: dict[str, _OpenGateway] = {}
         self._lock = threading.Lock()
 
-    def segment(self, model: str, image: bytes, score_threshold: float | None = None) -> tuple[Result, float]:
-        """Return a model's answer, and how long it took in milliseconds; raises as `Client.segment` does."""
-        return self._with_gateway(
-            model,
-            lambda gateway: _timed(lambda: gateway.client.segment(image, model=model, score_threshold=score_threshold)),
-        )
+    def segment(
+        self, model: str, image: ImageLike, score_threshold: float | None = None, frame: int | None = None
+    ) -> tuple[Result, float]:
+        """Return a model's answer, and how long it took in milliseconds; raises as `Client.segment` does.
 
-    def compare(self, first: str, second: str, image: bytes) -> tuple[list[tuple[Result, float]], Json]:
+        `frame` is the number of a video's frame, which is sent as a stream of its own: a scrubber jumps.
+        """
+
+        def answer(client: Client) -> Result:
+            if frame is None:
+                return client.segment(image, model=model, score_threshold=score_threshold)
+            stream = client.segment_stream([(frame, image)], model=model, score_threshold=score_threshold)
+            return next(iter(list(stream)))
+
+        return self._with_gateway(model, lambda gateway: _timed(lambda: answer(gateway.client)))
+
+    def compare(self, first: str, second: str, image: ImageLike) -> tuple[list[tuple[Result, float]], Json]:
         """Return the answers of two models to one image, and how much they agree, by class and over all.
 
         Raises `BadRequestError` if the answers cannot be compared.
@@ -123,7 +136,9 @@ class Backend:
             if key not in self._gateways:
                 stack = ExitStack()
                 try:
-                    url = stack.enter_context(self.place.open_gateway(model))
+                    url = stack.enter_context(self.place.open_gateway(model)) or os.environ.get(URL_VARIABLE)
+                    if url is None and isinstance(self.place.platform, LocalPlatform):
+                        raise NoPlatformError(NOT_RUNNING)  # the default URL was never this platform's
                     client = stack.enter_context(Client(url, timeout_s=TIMEOUT_S, platform=self.place.ref))
                 except BaseException:
                     stack.close()

@@ -105,8 +105,6 @@ class ModelsOverview:
                 activity, servers = self._activity(self._metrics)
             except ControlError as error:
                 notes.append(f"no metrics: {error}")
-        else:
-            notes.append("the platform is not running: `segserve up` starts it")
         models = [self._row(manifest, activity, runs=runs) for manifest in found.manifests]
         return {"models": models, "servers": servers, "notes": notes, "runs": runs}
 

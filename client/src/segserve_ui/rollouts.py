@@ -27,7 +27,7 @@ from segserve_ui.models import StoredModels
 VERBS: Final = ("promote", "pause", "resume", "abort", "retry", "rollback", SKIP_GATE)
 DECISIONS: Final = 30
 EARLIER: Final = 5
-_TONES: Final = {
+TONES: Final = {
     Phase.QUARANTINED: "bad",
     Phase.BAKING: "good",
     Phase.SUCCEEDED: "good",
@@ -117,7 +117,7 @@ def describe_rollout(view: RolloutView, outlook: Forecast | None) -> Json:
         "rollout": standing.rollout,
         "revision": standing.revision,
         "phase": standing.phase.label,
-        "tone": _TONES.get(standing.phase, "moving"),
+        "tone": TONES.get(standing.phase, "moving"),
         "ended": view.over,
         "paused": standing.paused,
         "behind": view.behind,
@@ -142,7 +142,7 @@ def describe_rollout(view: RolloutView, outlook: Forecast | None) -> Json:
                 "at": stamp(each.at_s),
                 "ago": span(view.now_s - each.at_s),
                 "phase": each.phase.label,
-                "tone": _TONES.get(each.phase, "moving"),
+                "tone": TONES.get(each.phase, "moving"),
                 "weight": each.weight,
                 "by": "" if each.actor in ("", words.SEGSERVE) else words.actor(each.actor),
                 "text": each.message or each.reason or each.signal,

@@ -508,10 +508,11 @@ async def test_a_browser_gets_a_page_at_the_root_and_other_programs_json(plain: 
     assert all(text in page.text for text in ("<li>coins</li>", "/v1/models/coins:segment", "segserve ui"))
     assert "coins" not in kept
     policy = page.headers["content-security-policy"]
-    style = page.text.partition("<style>")[2].partition("</style>")[0]
-    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+    for kind in ("style", "script"):
+        content = page.text.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        assert base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() in policy
     assert "default-src 'none'" in policy
-    assert "script-src" not in policy
+    assert "connect-src" not in policy
     for accept in ("*/*", "application/json", "text/plain"):
         answer = await plain.client.get("/", headers={"accept": accept})
         assert answer.json()["name"] == "segserve", accept

@@ -23,7 +23,7 @@ from segserve.tiled.sources import open_source
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.decoding import decode_image
 from segserve_common.image_file import describe
-from segserve_platform.cli.image_files import image_content
+from segserve_platform.image_content import image_content
 from segserve_platform.evaluation.datasets import read_dataset
 
 RNG = np.random.default_rng(3)

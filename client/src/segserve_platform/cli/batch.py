@@ -15,7 +15,7 @@ from segserve.errors import HOPELESS
 from segserve_common.errors import SegserveError
 from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
 from segserve_platform.cli.errors import CommandError, plain
-from segserve_platform.cli.image_files import check_stems, dark_notes
+from segserve_platform.cli.image_files import check_stems
 from segserve_platform.cli.options import (
     GatewayUrl,
     InFlight,
@@ -27,6 +27,7 @@ from segserve_platform.cli.options import (
     seconds,
     with_platform_options,
 )
+from segserve_platform.image_content import dark_notes
 
 if TYPE_CHECKING:
     from segserve.client import Client

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from segserve_common.errors import BadRequestError
-from segserve_common.image_file import (
-    IMAGE_SUFFIXES,
-    PNG_SIGNATURE,
-    TIFF_SIGNATURES,
-    ImageFileError,
-    describe,
-    frame_count,
-    is_named_as,
-)
+from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
 from segserve_platform.cli.errors import CommandError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from segserve.results.values import ModelInfo
+from segserve_platform.image_content import OF_PILLOW, ImageContent, image_content
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -49,14 +36,6 @@ def check_stems(images: Sequence[Path], what: str) -> None:
 
 STDIN: Final = "-"
 STEM: Final = "{stem}"
-OF_PILLOW: Final = frozenset(
-    {".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf", ".jpx"}
-    | {".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".qoi", ".tga"}
-)
-"""Suffixes of further images in folders, which Pillow decodes here; files that are named may have any suffix."""
-SERVER_DECODES: Final = (b"\xff\xd8\xff", PNG_SIGNATURE, b"RIFF", *TIFF_SIGNATURES)
-RUN_PROGRAMS: Final = frozenset({"EPS"})
-"""Formats that Pillow has Ghostscript decode; an image must not be able to start one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,71 +63,6 @@ class ImageFile:
             return image_content(self.path.read_bytes())
         except OSError as error:
             raise BadRequestError(f"cannot read image {str(self.path)!r}: {error.strerror}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class ImageContent:
-    """An image as it is sent: the bytes of a file that servers decode, or pixels that Pillow decodes here.
-
-    Of `frames` (of an animation) or pages (of a TIFF) only the first is sent. `gaps` says what marks pixels of a
-    GeoTIFF as without data.
-    """
-
-    image: bytes | Image.Image
-    frames: int = 1
-    gaps: str = ""
-
-    def notes(self, image: ImageFile, info: Callable[[], ModelInfo], *, in_tiles: bool) -> list[str]:
-        """Return what of an image is not in the answer of the model with this info, or spoils it."""
-        notes = []
-        if self.frames > 1:
-            notes.append(f"only the first of the {self.frames} frames or pages of {image} was segmented")
-        if self.gaps and not in_tiles:
-            notes.append(
-                f"pixels of {image} without data ({self.gaps}) are segmented and counted as others are; "
-                "`segserve batch` leaves them out"
-            )
-        content = image.path or self.image
-        return notes + (dark_notes(content, image, info) if isinstance(content, Path | bytes) else [])
-
-
-def dark_notes(image: Path | bytes, name: object, info: Callable[[], ModelInfo]) -> list[str]:
-    """Return a note if a file of 16 bits uses a small part of them, and the model has no window of values."""
-    from segserve.tiled.segmenting import little_used_range
-
-    largest = little_used_range(image)
-    if largest is None or ((pixels := info().pixels) is not None and pixels.window is not None):
-        return []
-    return [
-        f"the values of {name} go up to {largest} of 65535, which is nearly black; set `window: [0, {largest}]` of the "
-        "model's stage decode, or scale them first (12 bits: times 16)"
-    ]
-
-
-def image_content(data: bytes) -> ImageContent:
-    """Return the content of a file; formats unknown to Pillow are left to the server, which says what it takes.
-
-    Raises `BadRequestError` for a damaged file of a format that Pillow decodes here.
-    """
-    from PIL import Image
-
-    try:
-        return ImageContent(data, frame_count(data), describe(data).gaps)
-    except ImageFileError:
-        if data.startswith(SERVER_DECODES):
-            return ImageContent(data)
-    try:
-        opened = Image.open(io.BytesIO(data))
-        if opened.format in RUN_PROGRAMS:
-            return ImageContent(data)
-        frames = getattr(opened, "n_frames", 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ImageContent(data)
-    try:
-        opened.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise BadRequestError(f"the {opened.format} image is damaged or cut short: {error}") from error
-    return ImageContent(opened, frames)
 
 
 @dataclass(slots=True)

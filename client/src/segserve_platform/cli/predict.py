@@ -222,7 +222,10 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
-    notes = [*(f"{image} {each}" for each in notes), *content.notes(image, targets.info, in_tiles=bool(notes))]
+    notes = [
+        *(f"{image} {each}" for each in notes),
+        *content.notes(image, image.path, targets.info, in_tiles=bool(notes)),
+    ]
     return ImageOutcome(image, result, document, notes=notes)
 
 

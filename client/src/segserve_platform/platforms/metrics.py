@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httpx
 
@@ -104,11 +105,25 @@ class MetricsSource:
             )
         return MetricsSnapshot(time.time(), series)
 
-    def _of_prometheus(self, url: str) -> str:
+    def query_range(self, url: str, query: str, start_s: float, end_s: float, step_s: float) -> list[Any]:
+        """Return the series of a query at a Prometheus, each with `metric` and `values`; raises `ControlError`."""
+        times = {"start": f"{start_s:.0f}", "end": f"{end_s:.0f}", "step": f"{step_s:.0f}"}
+        text = self._read(url, "api/v1/query_range", {"query": query, **times})
         try:
-            answer = httpx.get(f"{url.rstrip('/')}/federate", params={"match[]": list(MATCHED)}, timeout=TIMEOUT_S)
+            return list(json.loads(text)["data"]["result"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ControlError(f"{url} is not a Prometheus: it answers {text[:200]!r}") from error
+
+    def _of_prometheus(self, url: str) -> str:
+        return self._read(url, "federate", {"match[]": list(MATCHED)})
+
+    def _read(self, url: str, path: str, given: Mapping[str, str | list[str]]) -> str:
+        try:
+            answer = httpx.get(f"{url.rstrip('/')}/{path}", params=given, timeout=TIMEOUT_S)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ControlError(f"the Prometheus at {url} does not answer: {error!r}") from error
+            raise ControlError(
+                f"the Prometheus at {url} does not answer: {str(error) or type(error).__name__}"
+            ) from error
         if not answer.is_success:
             raise ControlError(f"the Prometheus at {url} answers {answer.status_code}: {answer.text[:200]!r}")
         return answer.text

@@ -35,7 +35,7 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     is_empty = not state.objects.exists()
-    for file in (state.platform, state.log, state.lock, *((state.format,) if is_empty else ())):
+    for file in (state.platform, state.log, state.lock, *((state.format, state.requests) if is_empty else ())):
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         state.root.rmdir()

@@ -26,6 +26,7 @@ from segserve_operator.adapters.local.access import local_access
 from segserve_operator.adapters.local.files import PlatformError, StateFolder, bound_log, read_platform
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
+from segserve_operator.adapters.local.request_history import RequestHistory
 from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, compiling_the_rest, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
@@ -44,6 +45,7 @@ PASS_INTERVAL_S: Final = 1.0
 SHORTEST_PASS_INTERVAL_S: Final = 0.2
 RETRY_BACKOFF: Final = Backoff(first_s=0.2, longest_s=5.0)
 LOG_CHECK_INTERVAL_S: Final = 60.0
+COUNT_INTERVAL_S: Final = 60.0
 MAX_LOG_BYTES: Final = 20 * 2**20
 KEPT_LOG_BYTES: Final = 2**20
 
@@ -138,6 +140,8 @@ class Supervisor:
             announcer=PoolAnnouncer(self.notifier, "", lambda: targets(pool.spec, ""), clock),
         )
         self.metrics = LocalMetrics(state, self.gateway, fleet, self._present_pool)
+        self.history = RequestHistory(state.requests)
+        self._models: tuple[str, ...] = ()
         self.action_log = ActionLog()
         self.stopping = asyncio.Event()
         self._retries, self._retry_s = RetryDelays(RETRY_BACKOFF), 0.0
@@ -151,7 +155,8 @@ class Supervisor:
         self._write_record(observed=False)
         await self._pass()
         self._write_record(observed=True)
-        last_mtimes, passed_s, logs_checked_s = None, 0.0, 0.0
+        self.history.check()
+        last_mtimes, passed_s, logs_checked_s, counted_s = None, 0.0, 0.0, 0.0
         while not self.stopping.is_set():
             mtimes = self._mtimes()
             due = mtimes != last_mtimes or time.monotonic() - passed_s > self._pass_interval_s
@@ -167,8 +172,12 @@ class Supervisor:
                 logs_checked_s = time.monotonic()
                 for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
                     bound_log(path, limit_bytes=MAX_LOG_BYTES, kept_bytes=KEPT_LOG_BYTES)
+            if time.monotonic() - counted_s > COUNT_INTERVAL_S:
+                counted_s = time.monotonic()
+                await self._count_requests()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), POLL_S)
+        await self._count_requests()
         await self.check_runner.close()
         await self.notifier.aclose()
         await self.worker.close()
@@ -183,6 +192,10 @@ class Supervisor:
         }
         write_private(self.state.platform, json.dumps(record))
 
+    async def _count_requests(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs the history, and nothing else
+            self.history.observe(await self.gateway.samples(dict.fromkeys(self._models, ("", ""))), time.time())
+
     async def _pass(self) -> bool:
         actions: tuple[Action, ...] = ()
         with contextlib.suppress(SpecError):  # callers are known as before, until the pool can be read again
@@ -191,6 +204,7 @@ class Supervisor:
             actions = await self.service.run_once()
             kept = self.service.rollout_cache
             models, failures = await self._store.models(), self.service.failures.values()
+            self._models = tuple(model.name for model in models)
             self.metrics.observe(models, kept.records, kept.drifts, failures)
             self._retries.reset()
         except Exception as error:

@@ -1,6 +1,16 @@
 // What the server of this page answers to requests with the token.
 
-export class ApiError extends Error {}
+/** An error in the server's words; `gone` if the page's server or the platform behind it is: the banner says that. */
+export class ApiError extends Error {
+  constructor(message, gone = false) {
+    super(message);
+    this.gone = gone;
+    if (gone) document.dispatchEvent(new Event("gone"));
+  }
+
+  /** The text for a view, which does not repeat the banner. */
+  get text() { return this.gone ? "" : this.message; }
+}
 
 /** Return the response; throws an `ApiError` with the server's own words. */
 async function send(path, given, options) {
@@ -10,11 +20,11 @@ async function send(path, given, options) {
     response = await fetch(`${path}${query.size ? `?${query}` : ""}`, { ...options, headers: { authorization: `Bearer ${sessionStorage.getItem("token")}` } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("the page's server does not answer: is `segserve ui` still running?");
+    throw new ApiError("The page's server does not answer: is `segserve ui` still running?", true);
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  throw new ApiError(body.error ?? `the page's server answered ${response.status}`);
+  throw new ApiError(body.error ?? `the page's server answered ${response.status}`, body.gone);
 }
 
 export const get = async (path, given = {}) => (await send(path, given, {})).json();

@@ -3,8 +3,9 @@
 import { post } from "./api.js";
 import { alert, fill, h, meter, swatch, watch } from "./dom.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
-import { summary } from "./playground.js";
-import { chooser, droppable, examplesOf, invitation, photograph, source, stepper } from "./source.js";
+import { chooser, droppable, examplesOf, invitation, photograph, refused, source, stepper } from "./source.js";
+import { summary } from "./summary.js";
+import { scrubber } from "./video.js";
 
 const ONLY_FIRST = [240, 140, 0];
 const ONLY_SECOND = [40, 130, 240];
@@ -22,7 +23,7 @@ export function compare(main, given, go) {
   droppable(stage);
   main.replaceChildren(
     h("div", { class: "head" }, h("div", {}, h("h1", {}, "Compare"), h("p", {}, "Two models on the same image. Agreement is not quality: check which one is right.")), controls),
-    problem, h("div", { class: "play" }, h("div", { class: "card" }, stage, caption), panel));
+    problem, refused, h("div", { class: "play" }, h("div", { class: "card" }, stage, scrubber, caption), panel));
 
   function select(title, key) {
     return h("label", { class: "field" }, title, h("select", { "data-key": key, onchange: (event) => { state[key] = event.target.value; go({ first: state.first, second: state.second }); compareBoth(); } },
@@ -30,8 +31,8 @@ export function compare(main, given, go) {
   }
 
   async function compareBoth() {
-    if (!source.file || !state.first || !state.second) { draw(); return; }
     request?.abort();
+    if (!source.file || !state.first || !state.second) { request = null; draw(); return; }
     const mine = new AbortController();
     request = mine;
     state.busy = true;
@@ -42,7 +43,7 @@ export function compare(main, given, go) {
       Object.assign(state, { answer: found, error: "", layers: [] });
     } catch (error) {
       if (error.name === "AbortError" || request !== mine || over) return;
-      Object.assign(state, { answer: null, layers: [], error: error.message });
+      Object.assign(state, { answer: null, layers: [], error: error.text ?? error.message });
     }
     state.busy = false;
     draw();
@@ -50,7 +51,7 @@ export function compare(main, given, go) {
 
   function draw() {
     if (over) return;
-    fill(controls, select("First", "first"), select("Second", "second"), source.file ? [stepper(), chooser("Other images")] : null);
+    fill(controls, select("First", "first"), select("Second", "second"), source.file ? [stepper(), chooser("Other files")] : null);
     fill(problem, state.error ? alert(state.error) : null);
     if (!state.answer) {
       const text = state.busy ? "Both models are at work." : source.file ? "There is no answer." : "Looking for models";

@@ -51,16 +51,34 @@ export function fill(parent, ...children) {
 
 let forgotten;
 
+/** Return a button that copies a text. */
+export const copyButton = (text) => h("button", { type: "button", "data-key": "copy", onclick: async () => {
+  try {
+    await navigator.clipboard.writeText(text);
+    notice("Copied");
+  } catch {
+    notice("the browser does not let this page copy: select the text instead");
+  }
+} }, "Copy");
+
+/** Return a text as nodes, in which `commands` stand as code. */
+export const prose = (text) => text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+
 /** Show a text for a few seconds, also to screen readers. */
 export function notice(text) {
   const place = document.getElementById("notice");
-  place.replaceChildren(h("p", {}, text));
+  place.replaceChildren(h("p", {}, prose(text)));
   clearTimeout(forgotten);
   forgotten = setTimeout(() => place.replaceChildren(), 6000);
 }
 
-/** Return an error's text, which screen readers say at once. */
-export const alert = (text) => h("p", { class: "problem", role: "alert" }, text);
+/** Return an error's text, which screen readers say at once; null for none. */
+export const alert = (text) => (text ? h("p", { class: "problem", role: "alert" }, prose(text)) : null);
+
+/** Return what stands where nothing is yet: a heading, a text with `commands`, an example, and a page of the docs. */
+export const empty = (title, text, example, [page, about]) => h("div", { class: "empty" }, h("h2", { class: "title" }, title), h("p", {}, prose(text)),
+  example ? h("pre", { class: "fold", tabindex: 0 }, example) : null,
+  h("p", {}, h("a", { href: `/docs/${page}`, target: "_blank", rel: "noreferrer" }, about)));
 export const tag = (tone, text) => h("span", { class: `tag ${tone}` }, text);
 
 /** Return a square of a colour. A policy without inline styles allows those that scripts set. */
@@ -91,7 +109,7 @@ export function watch(path, use, fail) {
       last = text;
     } catch (error) {
       last = "";
-      if (!over) fail(error.message);
+      if (!over) fail(error.text ?? error.message);
     }
   };
   const again = async () => {

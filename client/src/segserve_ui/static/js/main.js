@@ -1,14 +1,14 @@
 // The frame around the pages: the address after # says which one is shown.
 
-import { get } from "./api.js";
+import { watchPlatform } from "./banner.js";
 import { compare } from "./compare.js";
+import { history } from "./history.js";
 import { models } from "./models.js";
 import { playground } from "./playground.js";
 import { rollouts } from "./rollouts.js";
 import { samples } from "./samples.js";
-import { limits } from "./source.js";
 
-const PAGES = { play: [playground, "Playground"], compare: [compare, "Compare"], models: [models, "Models"], rollouts: [rollouts, "Rollouts"], samples: [samples, "Samples"] };
+const PAGES = { play: [playground, "Playground"], compare: [compare, "Compare"], models: [models, "Models"], rollouts: [rollouts, "Rollouts"], history: [history, "History"], samples: [samples, "Samples"] };
 const main = document.getElementById("main");
 let leave = () => {};
 let shown = "";
@@ -26,13 +26,10 @@ function show() {
     link.ariaCurrent = link.getAttribute("href") === `#/${page}` ? "page" : null;
   }
   main.replaceChildren();
-  leave = open(main, new URLSearchParams(query), (given) => history.replaceState(null, "", `#/${page}?${new URLSearchParams(given)}`)) ?? (() => {});
+  leave = open(main, new URLSearchParams(query), (given) => window.history.replaceState(null, "", `#/${page}?${new URLSearchParams(given)}`)) ?? (() => {});
   if (moved) { main.focus({ preventScroll: true }); window.scrollTo(0, 0); }
 }
 
 window.addEventListener("hashchange", show);
-get("/api/platform").then((platform) => {
-  limits.body = platform.bodyLimit;
-  document.getElementById("place").textContent = [platform.place, platform.url.replace(/^https?:\/\//, "")].filter(Boolean).join(" · ");
-}, (error) => { document.getElementById("place").textContent = error.message; });
+watchPlatform();
 show();

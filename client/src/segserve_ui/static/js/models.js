@@ -1,6 +1,6 @@
 // The models as they do now: a table that refreshes by itself.
 
-import { alert, fill, h, tag, watch } from "./dom.js";
+import { alert, empty, fill, h, prose, tag, watch } from "./dom.js";
 
 const DRIFT = { True: "Drifting", False: "No drift", Unknown: "Drift not known yet" };
 
@@ -15,7 +15,7 @@ export function models(main) {
   let seen = null;
 
   function draw() {
-    fill(problem, seen.notes.map((note) => h("p", { class: "note" }, note)));
+    fill(problem, seen.notes.map((note) => h("p", { class: "note" }, prose(note))));
     fill(servers, seen.servers ? all(seen.servers) : null);
     fill(table, seen.models.length ? h("table", { class: "wide" },
       h("caption", { class: "hidden" }, "Models"),
@@ -23,7 +23,7 @@ export function models(main) {
         ["Requests", "p50", "p95", "Errors", "In flight"].map((name) => h("th", { scope: "col", class: "right" }, name)),
         h("th", { scope: "col" }, h("span", { class: "hidden" }, "Details")))),
       h("tbody", {}, seen.models.map((model) => [row(model), opened.has(model.name) ? details(model) : null])))
-      : h("div", { class: "empty" }, h("h2", { class: "title" }, "No model yet"), h("p", {}, "`segserve up -f model.yaml` serves one on this machine, `segserve apply -f model.yaml` on a cluster.")));
+      : noModel());
   }
 
   function row(model) {
@@ -57,6 +57,10 @@ export function models(main) {
   return watch("/api/overview", (found) => { seen = found; draw(); }, (message) => fill(problem, alert(message)))[0];
 }
 
+/** What stands where no model is served. */
+export const noModel = () => empty("No model yet", "`segserve init` writes the resource of a model from a network and some photographs, `segserve up` serves it on this machine, and `segserve apply` on a cluster.",
+  "segserve init photos/ network.onnx -o found\nsegserve up -f found/model.yaml", ["tutorial.md", "Tutorial"]);
+
 function all(servers) {
   const facts = [["CPU", servers.cpuCores === null ? "–" : `${servers.cpuCores.toFixed(2)} cores`], ["Memory", bytes(servers.memoryBytes)],
     ["Queue", milliseconds(servers.queueMilliseconds)], ["Device", servers.gpuRatio === null ? "CPU" : `GPU, ${(100 * servers.gpuRatio).toFixed(0)} % busy`]];
@@ -64,13 +68,14 @@ function all(servers) {
     h("dl", { class: "servers" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
 }
 
+/** Draw the latest rates; less than one request per second is near the ground, so that an idle model has a flat line. */
 function spark(rates) {
-  const most = Math.max(...rates, 0);
-  if (rates.length < 2 || most <= 0) return null;
+  const most = Math.max(...rates, 1);
+  if (rates.length < 5) return null;
   const points = rates.map((value, index) => `${((100 * index) / (rates.length - 1)).toFixed(1)},${(28 - (26 * value) / most).toFixed(1)}`);
   return h("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", "aria-hidden": "true" }, h("path", { svg: true, d: `M${points.join("L")}` }));
 }
 
 const rate = (value) => value.toFixed(value >= 10 ? 0 : 1);
-const milliseconds = (value) => (value == null ? "–" : value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${rate(value)} ms`);
+export const milliseconds = (value) => (value == null ? "–" : value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${rate(value)} ms`);
 const bytes = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(1)} GB` : `${(value / 1e6).toFixed(0)} MB`);

@@ -1,9 +1,13 @@
 // The playground: one image, one model, its answer to look at.
 
 import { get, getFile, post } from "./api.js";
-import { alert, fill, h, notice, save, swatch, watch } from "./dom.js";
+import { alert, copyButton, fill, h, notice, save, swatch, watch } from "./dom.js";
+import { gallery, gather } from "./gallery.js";
+import { noModel } from "./models.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
-import { chooser, droppable, examplesOf, invitation, photograph, source, stepper } from "./source.js";
+import { chooser, droppable, examplesOf, invitation, photograph, refused, source, stepper } from "./source.js";
+import { percent, pixels, summary } from "./summary.js";
+import { scrubber } from "./video.js";
 
 const LISTED = 300;
 const FORMATS = [["coco", "COCO"], ["geojson", "GeoJSON"], ["labelme", "LabelMe"], ["label-studio", "Label Studio"], ["cvat", "CVAT"]];
@@ -32,18 +36,19 @@ export function playground(main, given, go) {
   main.replaceChildren(
     h("div", { class: "head" },
       h("div", {}, h("h1", {}, "Playground"), h("p", {}, "Give an image to a model and look at its answer.")), controls),
-    problem,
-    h("div", { class: "play" }, h("div", { class: "stack" }, h("div", { class: "card" }, stage, caption), callsCard), panel));
+    problem, refused,
+    h("div", { class: "play" }, h("div", { class: "stack" }, h("div", { class: "card" }, stage, scrubber, caption), gallery, callsCard), panel));
 
   async function segment() {
-    if (!source.file || !state.model) { draw(); return; }
     request?.abort();
+    if (!source.file) Object.assign(state, { answer: null, layers: null, error: "", busy: false });
+    if (!source.file || !state.model) { request = null; draw(); return; }
     const mine = new AbortController();
     request = mine;
     state.busy = true;
     draw();
     try {
-      const answer = await (await post("/api/segment", { model: state.model }, source.file, mine.signal)).json();
+      const answer = await (await post("/api/segment", { model: state.model, frame: source.frame }, source.file, mine.signal)).json();
       if (request !== mine || over) return;
       const scores = answer.objects.map((object) => object.score).filter((score) => score !== null);
       const least = answer.kind === "semantic" || !scores.length ? 0 : Math.floor(Math.min(...scores) * 100) / 100;
@@ -53,7 +58,7 @@ export function playground(main, given, go) {
       loadCalls();
     } catch (error) {
       if (error.name === "AbortError" || request !== mine || over) return;
-      Object.assign(state, { answer: null, layers: null, error: error.message });
+      Object.assign(state, { answer: null, layers: null, error: error.text ?? error.message });
     }
     state.busy = false;
     draw();
@@ -82,15 +87,16 @@ export function playground(main, given, go) {
 
   function draw() {
     if (over) return;
+    gather(source.images, source.at, state.model);
     fill(controls,
       h("label", { class: "field" }, "Model",
         h("select", { "data-key": "model", onchange: (event) => { state.model = event.target.value; go({ model: state.model }); segment(); } },
           (state.seen?.models ?? []).map((model) => h("option", { value: model.name, selected: model.name === state.model }, model.name + (model.state.serves ? "" : ` (${model.state.word})`))))),
-      source.file ? [stepper(), chooser("Other images")] : null);
+      source.file ? [stepper(), chooser("Other files")] : null);
     fill(problem, state.error ? alert(state.error) : null);
     callsCard.hidden = !state.answer;
     if (!source.file) {
-      fill(stage, state.seen ? invitation(examplesOf(state.seen, state.model)) : h("p", { class: "soft" }, "Looking for models"));
+      fill(stage, state.seen && !state.seen.models.length ? noModel() : state.seen ? invitation(examplesOf(state.seen, state.model)) : h("p", { class: "soft" }, "Looking for models"));
       fill(caption);
       fill(panel, h("section", {}, h("h2", {}, "Answer"), h("p", { class: "soft" }, "Classes, objects, downloads and the calls that give the same answer appear here.")));
       return;
@@ -243,16 +249,7 @@ export function playground(main, given, go) {
         h("button", { type: "button", role: "tab", id: `call-${index}`, "data-key": `call-${index}`, "aria-selected": String(each === call), "aria-controls": "call", tabindex: each === call ? 0 : -1,
           onclick: () => select(index), onkeydown: (event) => { const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key]; if (step) select(index + step); } }, each.title))),
       h("div", { class: "code", id: "call", role: "tabpanel", "aria-labelledby": `call-${state.calls.indexOf(call)}` },
-        h("pre", { tabindex: 0 }, call.text), h("button", { type: "button", "data-key": "copy", onclick: () => copy(call.text) }, "Copy"))));
-  }
-
-  async function copy(text) {
-    try {
-      await navigator.clipboard.writeText(text);
-      notice("Copied");
-    } catch {
-      notice("the browser does not let this page copy: select the text instead");
-    }
+        h("pre", { tabindex: 0 }, call.text), copyButton(call.text))));
   }
 
   /** Return the object under the pointer, or -1. */
@@ -295,26 +292,9 @@ export function playground(main, given, go) {
   const [end] = watch("/api/models", (seen) => {
     const chosen = seen.models.find((model) => model.name === state.model) ?? seen.models.find((model) => model.state.serves) ?? seen.models[0];
     const isNew = state.model !== chosen?.name;
-    Object.assign(state, { seen, model: chosen?.name ?? "", error: chosen ? "" : "This platform has no model yet: `segserve up -f model.yaml` serves one." });
+    Object.assign(state, { seen, model: chosen?.name ?? "", error: "" });
     if (chosen && !state.busy && (isNew || !state.answer)) segment();
     else draw();
   }, (message) => { state.error = message; draw(); });
   return () => { over = true; end(); request?.abort(); resized.disconnect(); source.listeners.delete(segment); clearTimeout(callsTimer); };
 }
-
-const pixels = (area) => `${Math.round(area).toLocaleString("en")} px`;
-
-/** Return what is shown in words: `24 coin`, or shares of the image. */
-export function summary(answer, shown) {
-  if (answer.kind === "semantic") {
-    const total = answer.width * answer.height;
-    return answer.objects.filter((_, index) => shown[index]).sort((one, other) => other.area - one.area).slice(0, 4)
-      .map((object) => `${object.class} ${percent(object.area / total)}`).join(", ");
-  }
-  const counts = new Map();
-  answer.objects.forEach((object, index) => { if (shown[index]) counts.set(object.class, (counts.get(object.class) ?? 0) + 1); });
-  const all = [...counts].sort((one, other) => other[1] - one[1]);
-  return all.slice(0, 4).map(([name, count]) => `${count} ${name}`).join(", ") + (all.length > 4 ? `, ${all.length - 4} more classes` : "");
-}
-
-const percent = (share) => `${(100 * share).toFixed(1)} %`;

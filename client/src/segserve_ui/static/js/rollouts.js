@@ -1,7 +1,7 @@
 // Rollouts: where each stands, the evidence of its gates, its decisions, and what can be done about it.
 
 import { get, post } from "./api.js";
-import { alert, fill, h, meter, notice, tag, watch } from "./dom.js";
+import { alert, empty, fill, h, meter, notice, tag, watch } from "./dom.js";
 
 const VERBS = {
   promote: ["Promote", "The new revision gets all requests now, whatever its gates say.", false],
@@ -110,10 +110,10 @@ function rest(seen) {
   const declared = seen.without.filter((each) => each.declared).map((each) => each.model);
   const others = seen.without.filter((each) => !each.declared).map((each) => each.model);
   return [
-    seen.rollouts.length ? null : h("div", { class: "card" }, h("div", { class: "empty" }, h("h2", { class: "title" }, "No rollout yet"),
-      h("p", {}, "Change a model that has spec.rollout, and its steps, evidence and decisions appear here."))),
+    seen.rollouts.length ? null : h("div", { class: "card" }, empty("No rollout yet", "Change a model that has `spec.rollout`, and its steps, evidence and decisions appear here.",
+      "spec:\n  rollout:\n    steps: [{weight: 10}, {weight: 50}]", ["roll-out.md", "Roll out a new version"])),
     declared.length ? h("p", { class: "soft" }, `Rolled out at their next change: ${declared.join(", ")}.`) : null,
-    others.length ? h("p", { class: "soft" }, `Without spec.rollout, so that a new revision is promoted as soon as it is ready: ${others.join(", ")}.`) : null,
+    others.length ? h("p", { class: "soft" }, `Without spec.rollout, a new revision is promoted as soon as it is ready: ${others.join(", ")}.`) : null,
   ];
 }
 

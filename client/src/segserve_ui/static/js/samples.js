@@ -1,7 +1,7 @@
 // The gallery of the samples that a model keeps: filtered by class and by why each was kept.
 
 import { get } from "./api.js";
-import { alert, fill, h, picture, tag } from "./dom.js";
+import { alert, empty, fill, h, picture, tag } from "./dom.js";
 import { takeFrom } from "./source.js";
 
 const REASONS = { uncertain: "uncertain", disagree: "disagreed", error: "failed", empty: "nothing found", drift: "drift", share: "by chance" };
@@ -25,7 +25,7 @@ export function samples(main, given, go) {
     try {
       seen = await get("/api/samples", chosen);
     } catch (error) {
-      if (mine === latest && !over) fill(problem, alert(error.message));
+      if (mine === latest && !over) fill(problem, alert(error.text ?? error.message));
       return;
     }
     if (mine !== latest || over) return;
@@ -33,7 +33,7 @@ export function samples(main, given, go) {
     fill(problem);
     drawControls(seen);
     count.textContent = seen.model ? `${seen.samples.length} of ${seen.total} samples` : "";
-    fill(gallery, seen.models.length ? null : h("div", { class: "card empty" }, h("h2", { class: "title" }, "No samples"), h("p", {}, `There are none to show: ${seen.note}.`)),
+    fill(gallery, seen.models.length ? null : h("div", { class: "card" }, empty("No samples", seen.note, seen.example, ["collect-samples.md", "Collect images from requests"])),
       seen.samples.map(card));
   }
 

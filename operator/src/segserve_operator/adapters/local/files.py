@@ -138,6 +138,11 @@ class StateFolder:
         return self.root / "segserve.log"
 
     @property
+    def requests(self) -> Path:
+        """The supervisor's counts of requests by minute."""
+        return self.root / "requests.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Lock that the supervisor holds; there is only one."""
         return self.root / "lock"

@@ -50,7 +50,7 @@ _MAX_HELD_BYTES: Final = 4 * MAX_PLAIN_BYTES
 PROBES: Final = ("/healthz", "/readyz")
 """Paths that need no credentials; the script has the paths of KServe v2 that answer them."""
 _PAGE: Final = "/index.html"
-"""What a browser gets at `/`; it runs no script and loads nothing."""
+"""What a browser gets at `/`; it loads nothing, and its script puts its own address into the example."""
 _DOCS: Final = "/docs"
 """A page that sends requests to the gateway alone."""
 _FILES: Final = {_PAGE: "page.html", _DOCS: "docs.html"}
@@ -171,7 +171,7 @@ def _headers(page: str) -> dict[str, str]:
         content = text.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         sources += [f"{kind}-src 'sha256-{digest}'"] if content else []
-    sources += ["connect-src 'self'"] if "<script>" in text else []
+    sources += ["connect-src 'self'"] if "fetch(" in text else []
     return {
         "content-security-policy": "; ".join(sources),
         "referrer-policy": "no-referrer",
@@ -214,5 +214,5 @@ def _page(names: Sequence[str] | None, release: str) -> str:
         models = "<p>The models are not for everybody, so they are not listed here.</p>"
     elif names:
         models = f"<ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
-    example = f"http://GATEWAY/v1/models/{escape(names[0]) if names else 'NAME'}:segment"
+    example = f"/v1/models/{escape(names[0]) if names else 'NAME'}:segment"
     return Template(_template(_PAGE)).substitute(version=escape(release), models=models, example=example)

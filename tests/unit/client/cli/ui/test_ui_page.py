@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import io
 import json
+import re
 import time
 from base64 import b64decode
 from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -25,13 +31,17 @@ from fakes.control import FAILED, ClusterHarness, Harness, LocalHarness, answeri
 from fakes.kserve import Fault, Gateway
 from segserve import Client
 from segserve_common.kserve import Tensor
+from segserve_operator.adapters.local.request_history import RequestHistory
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
+from segserve_operator.core.rollout.counters import Counters, Series, SeriesCounts
 from segserve_operator.core.rollout.phases import Phase
 from segserve_platform.platforms.activity import WINDOW_S
+from segserve_platform.platforms.errors import unreachable
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSnapshot, MetricsSource, read_series
 from segserve_platform.platforms.selection import open_platform
-from segserve_ui.app import TimedCache
+from segserve_ui.app import DOCS, STATIC, TimedCache
+from segserve_ui.history import describe_history
 from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, state_of_model
 from segserve_ui.rollouts import VERBS, describe_rollout
 from segserve_ui.server import serving
@@ -530,11 +540,208 @@ async def test_a_client_that_leaves_during_an_upload_is_no_error(page: Page, pat
     await page.app(scope, receive, send)
 
 
-def test_a_machine_without_a_platform_is_named(local: LocalHarness) -> None:
-    local.state.platform.unlink()
+PYTHON_WORDS = re.compile(
+    r"Errno|SEGSERVE_URL|Client\(|segment_stream|segment_tiled|PIL|pixel_array|\bb'|Traceback|:8080|pass "
+)
 
-    stored = StoredModels.of(open_platform(local.place()))
-    seen = ModelsOverview(MetricsSource(local.state), WINDOW_S).describe(stored)
 
-    assert (seen["runs"], seen["models"]) == (False, [])
-    assert seen["notes"] == ["the platform is not running: `segserve up` starts it"]
+@pytest.mark.parametrize("harness", ["this machine"], indirect=True)
+async def test_a_platform_that_is_gone_is_named_with_its_command_until_it_is_back(
+    harness: LocalHarness, photo: bytes
+) -> None:
+    record = harness.state.platform.read_text()
+    async for page in entered(harness, open_platform(harness.place()).gateway):  # type: ignore[arg-type]
+        there = await page.get("/api/platform")
+        harness.state.platform.unlink()
+        gone = await page.get("/api/platform")
+        answer, calls = await page.segment(photo), await page.get("/api/calls", model="discs", name="a.png")
+        overview = await page.get("/api/overview")
+        harness.state.platform.write_text(record)
+        back = await page.get("/api/platform")
+
+    assert (there["gone"], back["gone"]) == (None, None)
+    assert gone["gone"] == {"text": "The platform is not running. Start it with:", "command": "segserve up"}
+    assert (answer["status"], answer["gone"]) == (503, True)
+    assert (overview["runs"], overview["notes"]) == (False, [])
+    for text in (answer["error"], calls["error"]):
+        assert "`segserve up` starts it" in text
+        assert not PYTHON_WORDS.search(text)
+
+
+@pytest.mark.parametrize("harness", ["a cluster"], indirect=True)
+async def test_a_cluster_that_is_gone_is_named_in_a_clusters_words(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> list[dict[str, Any]]:
+        raise unreachable("https://lab", "lab-context", "[Errno 111] Connection refused")
+
+    monkeypatch.setattr(type(page.place.platform), "models", refuse)
+
+    banner = (await page.get("/api/platform"))["gone"]
+
+    assert banner["command"] == "kubectl --context lab-context -n lab cluster-info"
+    assert "https://lab of context 'lab-context' does not respond: Connection refused" in banner["text"]
+    assert "segserve up" not in banner["text"]
+
+
+async def test_a_gateway_that_is_gone_is_named_without_words_of_python(harness: Harness, photo: bytes) -> None:
+    async for page in entered(harness, lambda _: nullcontext("http://127.0.0.1:1")):
+        text = (await page.segment(photo))["error"]
+
+    command = "segserve logs" if isinstance(harness, LocalHarness) else "kubectl --context lab-context -n lab get pods"
+    assert text.startswith(f"the gateway does not answer: `{command}")
+    assert not PYTHON_WORDS.search(text)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "AVIF", "JPEG2000", "ICO", "PPM", "TGA"])
+async def test_the_page_reads_what_predict_reads(page: Page, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), (9, 99, 199)).save(
+        buffer, kind, **({"sizes": [(80, 60)]} if kind == "ICO" else {})
+    )
+
+    answer = await page.segment(buffer.getvalue())
+    preview = await page.client.post("/api/preview", content=buffer.getvalue())
+
+    assert (answer["status"], answer["width"], answer["height"]) == (200, WIDTH, HEIGHT)
+    assert preview.status_code == 200
+
+
+HEADS = [b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypisom", b"RIFF\0\0\0\0AVI ", bytes(128) + b"DICM", bytes(344) + b"n+1\0"]
+HEADS += [b"\x1f\x8b", b"\x93NUMPY", b"PK\x03\x04", b"\x89HDF\r\n", b"%PDF-1.7", b"%!PS", b"<svg>", b"<html>", b"<?xml"]
+HEADS += [
+    b"NRRD0004",
+    b"ZISRAWFILE",
+    b"\xff\x0a",
+    b"8BPS",
+    b"#?RADIANCE",
+    b"GIF89a",
+    b"BM",
+    b"\xff\xd8\xff",
+    b"II*\0",
+    b"hello",
+]
+
+
+async def test_a_file_that_is_refused_is_named_without_words_of_python(page: Page) -> None:
+    random = np.random.default_rng(59)
+    for data in [*(head + bytes(64) for head in HEADS), *(random.bytes(40) for _ in range(40))]:
+        answer = await page.client.post("/api/preview", content=data)
+
+        assert answer.status_code == 400, data
+        assert not PYTHON_WORDS.search(answer.json()["error"]), (data, answer.json())
+
+
+async def test_several_images_are_exported_together(page: Page, photo: bytes) -> None:
+    for number, name in enumerate(["a.jpg", 'b,\n".jpg']):
+        await page.segment(photo, batch="x", number=str(number), name=name)
+    given = {"name": "nothing.jpg", "score_threshold": "0.96"}
+    await page.segment(photo, batch="x", number="2", **given)
+
+    coco, table = [(await page.client.get(f"/api/batches/x/{kind}")) for kind in ("coco", "csv")]
+    overlay = await page.client.post("/api/batches/x/overlays/0", content=photo)
+    gone = [
+        await page.client.get("/api/batches/y/csv"),
+        await page.client.post("/api/batches/x/overlays/9", content=photo),
+    ]
+    wrong = await page.client.get("/api/batches/x/pdf")
+
+    names = ["a.jpg", 'b,\n".jpg', "nothing.jpg"]
+    assert [each["file_name"] for each in coco.json()["images"]] == names
+    assert [each["image_id"] for each in coco.json()["annotations"]] == [1, 1, 2, 2]
+    rows = list(csv.DictReader(io.StringIO(table.text, newline="")))
+    assert [row["file_name"] for row in rows] == [names[0]] * 2 + [names[1]] * 2 + [names[2]]
+    assert [row["class"] for row in rows] == ["coin"] * 4 + [""]
+    assert [row["score"][:4] for row in rows] == ["0.93", "0.87", "0.93", "0.87", ""]
+    with Image.open(io.BytesIO(overlay.content)) as image:
+        assert (image.format, image.size) == ("JPEG", (WIDTH, HEIGHT))
+    assert [each.status_code for each in (*gone, wrong)] == [404, 404, 400]
+    assert "segment the images again" in gone[0].json()["error"]
+
+
+async def test_more_images_than_a_batch_has_are_refused_with_the_command_for_them(page: Page, photo: bytes) -> None:
+    answer = await page.segment(photo, batch="x", number="200", name="a.jpg")
+
+    assert answer["status"] == 400
+    assert "a batch has at most 200 images" in answer["error"]
+    assert "`segserve predict MODEL folder/`" in answer["error"]
+
+
+async def test_a_frame_of_a_video_is_a_stream_of_its_own(page: Page, photo: bytes, gateway: Gateway) -> None:
+    answer = await page.segment(photo, frame="7")
+
+    assert (answer["status"], answer["kind"]) == (200, "instance")
+    assert gateway.asked[-1].parameters["sequence_start"]
+
+
+async def test_the_pages_of_the_documentation_that_empty_pages_name_are_there(page: Page) -> None:
+    named = {name for path in STATIC.glob("js/*.js") for name in re.findall(r'"([a-z-]+\.md)"', path.read_text())}
+
+    answers = {name: await page.client.get(f"/docs/{name}", headers={"authorization": ""}) for name in named}
+
+    assert named <= DOCS
+    assert all(answer.text.startswith("# ") for answer in answers.values())
+    assert (await page.client.get("/docs/..%2f..%2fpyproject.toml")).status_code == 404
+
+
+async def test_the_last_day_is_shown_with_past_rollouts(page: Page) -> None:
+    page.harness.keep(records.record())
+    if isinstance(page.harness, LocalHarness):
+        history = RequestHistory(page.harness.state.requests)
+        for at_s, requests in ((0, 0), (time.time() - 2 * 86400, 5), (time.time() - 60, 45), (time.time(), 85)):
+            series = SeriesCounts(requests, requests // 5, latencies=((10.0, requests // 2), (1000.0, requests // 10)))
+            counters = Counters("1", at_s, {Series("g", "http"): series})
+            history.observe({"coins": {"gateway": counters}}, at_s)
+
+    seen = await page.get("/api/history")
+
+    (rollout,) = seen["rollouts"]
+    assert (rollout["model"], rollout["phase"]) == ("coins", "Progressing")
+    if isinstance(page.harness, LocalHarness):
+        (model,) = seen["models"]
+        assert len(model["bins"]) == 96
+        assert (model["total"]["requests"], model["total"]["failed"]) == (80, 16)
+        assert 9 < model["total"]["p50"] < 13
+        assert 800 < model["total"]["p95"] < 1300
+    else:
+        assert (seen["models"], seen["example"][:27]) == ([], "segserve ui --prometheus ht")
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """A Prometheus that has ten requests of coins in the last quarter of an hour, one of them failed."""
+
+    def do_GET(self) -> None:
+        given = parse_qs(urlsplit(self.path).query)
+        query, end_s = given["query"][0], float(given["end"][0])
+        cluster = {"envoy_cluster_name": "coins/g/infer/http"}
+        values = {
+            "rq_completed": [({}, 10)],
+            "rq_xx": [({}, 1)],
+            "time_bucket": [({"le": "10"}, 5), ({"le": "+Inf"}, 10)],
+        }
+        found = next((each for name, each in values.items() if name in query), [])
+        result = [{"metric": cluster | labels, "values": [[end_s, str(value)]]} for labels, value in found]
+        content = json.dumps({"data": {"result": result}}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("harness", ["a cluster"], indirect=True)
+async def test_the_last_day_of_a_cluster_is_its_prometheus(page: Page) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        seen = describe_history(replace(page.place, metrics=MetricsSource(prometheus=url, namespace="lab")))
+        server.shutdown()
+    gone = describe_history(replace(page.place, metrics=MetricsSource(prometheus=url)))
+
+    (model,) = seen["models"]
+    assert (model["model"], model["total"] | {"p50": 0}) == (
+        "coins", {"requests": 10, "failed": 1, "p50": 0, "p95": 10.0}
+    )  # fmt: skip
+    assert model["bins"][-1]["requests"] == 10
+    assert gone["models"] == []
+    assert f"the Prometheus at {url} does not answer" in gone["note"]
+    assert not PYTHON_WORDS.search(gone["note"])
