@@ -45,17 +45,18 @@ class RequestHistory:
 
     def check(self) -> None:
         """Drop a line that a crash has cut short, and discard a file that is damaged, with a warning."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             data = self._path.read_bytes()
-            try:
-                for line in data[: data.rfind(b"\n") + 1].splitlines():
-                    _parse(line)
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                log.warning("the history of requests, %s, is damaged and was discarded: %s", self._path, error)
-                self._path.unlink()
-                return
+            for line in data[: data.rfind(b"\n") + 1].splitlines():
+                _parse(line)
             if not data.endswith(b"\n"):
                 write_private(self._path, data[: data.rfind(b"\n") + 1].decode())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            log.warning("the history of requests, %s, is damaged and was discarded: %s", self._path, error)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def observe(self, samples: Mapping[str, Sample], at_s: float) -> None:
         """Append what was counted since the last call, the first of which only remembers; raises `OSError`."""
@@ -70,11 +71,10 @@ class RequestHistory:
             if counted.requests:
                 grown[model] = counted
         if grown:
-            new = not self._path.exists()
+            if not self._path.exists():
+                write_private(self._path, "")
             with self._path.open("a") as file:
                 file.write(json.dumps([round(at_s), grown], separators=(",", ":")) + "\n")
-            if new:
-                self._path.chmod(0o600)
             bound_log(self._path, limit_bytes=LIMIT_BYTES, kept_bytes=KEPT_BYTES)
 
 
