@@ -72,12 +72,13 @@ def main() -> int:
     """Measure, write the results, and print them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = {"ratios": ratios(folder), "at rest, cores": at_rest(folder)}
+        found, cores = ratios(folder), at_rest(folder)
+    result = {"ratios": found, "at rest, cores": cores}
     (ROOT / "bench/out/hands.json").write_text(json.dumps(result, indent=1) + "\n")
     table = Table("", "import numpy", "limit", title="CPU")
-    for what, ratio in result["ratios"].items():
+    for what, ratio in found.items():
         table.add_row(what, f"{ratio:.2f}", f"{LIMITS[what]:g}" if what in LIMITS else "")
-    Console().print(table, result["at rest, cores"])
+    Console().print(table, f"{MODELS} models at rest: {cores} cores")
     return 0
 
 

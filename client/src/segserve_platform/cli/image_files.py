@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from segserve_common.image_file import (
     TIFF_SIGNATURES,
     ImageFileError,
     describe,
+    describe_file,
     frame_count,
     is_named_as,
 )
@@ -107,6 +109,9 @@ class ImageContent:
 
 def dark_notes(image: Path | bytes, name: object, info: Callable[[], ModelInfo]) -> list[str]:
     """Return a note if a file of 16 bits uses a small part of them, and the model has no window of values."""
+    with suppress(ImageFileError, OSError):  # of an array
+        if (describe(image) if isinstance(image, bytes) else describe_file(image)).bits != 16:
+            return []
     from segserve.tiled.segmenting import little_used_range
 
     largest = little_used_range(image)
