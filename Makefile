@@ -28,7 +28,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-python test-busy check fuzz
-.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
+.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -244,6 +244,9 @@ bench-exporters: exporters kernels  ## Seconds from six exporters' files to thei
 
 bench-density: $(VENV)/dev.stamp system  ## Memory of further models, with processes of their own and shared ones; writes bench/out/density.json
 	$(BIN)/python -m bench.density
+
+bench-hands: $(VENV)/dev.stamp system  ## CPU of short commands, of a change and at rest, in units of `import numpy`; writes bench/out/hands.json
+	$(BIN)/python -m bench.hands
 
 bench-tiled: $(VENV)/dev.stamp system  ## An image of 20,000 x 20,000 through the gateway: memory, speed; writes bench/out/tiled.json
 	$(BIN)/python -m bench.tiled

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from segserve_common.errors import BadRequestError
-from segserve_common.image_file import PNG_SIGNATURE, TIFF_SIGNATURES, ImageFileError, describe, frame_count
+from segserve_common.image_file import (
+    PNG_SIGNATURE,
+    TIFF_SIGNATURES,
+    ImageFileError,
+    describe,
+    describe_file,
+    frame_count,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,6 +64,9 @@ class ImageContent:
 
 def dark_notes(image: Path | bytes, name: object, info: Callable[[], ModelInfo]) -> list[str]:
     """Return a note if a file of 16 bits uses a small part of them, and the model has no window of values."""
+    with suppress(ImageFileError, OSError):  # of an array
+        if (describe(image) if isinstance(image, bytes) else describe_file(image)).bits != 16:
+            return []
     from segserve.tiled.segmenting import little_used_range
 
     largest = little_used_range(image)

@@ -65,9 +65,18 @@ class Canvas:
         """Return the mask with a margin: empty, except that the mask continues beyond the image's border."""
         height, width = self.pixels.shape[:2]
         x1, y1, x2, y2 = patch.box
-        leaves = ((y1 == 0, y2 == height), (x1 == 0, x2 == width))
-        grown = np.pad(patch.pixels, [(margin * before, margin * behind) for before, behind in leaves], mode="edge")
-        return np.pad(grown, [(margin * (not before), margin * (not behind)) for before, behind in leaves])
+        rows, columns = patch.pixels.shape
+        grown = np.zeros((rows + 2 * margin, columns + 2 * margin), np.bool_)
+        grown[margin:-margin, margin:-margin] = patch.pixels
+        if y1 == 0:
+            grown[:margin] = grown[margin]
+        if y2 == height:
+            grown[-margin:] = grown[-margin - 1]
+        if x1 == 0:
+            grown[:, :margin] = grown[:, margin : margin + 1]
+        if x2 == width:
+            grown[:, -margin:] = grown[:, -margin - 1 : -margin]
+        return grown
 
 
 def line_width(image: Image.Image) -> int:

@@ -34,5 +34,7 @@ def save_image(image: Image.Image, target: Path) -> None:
     form = Image.registered_extensions().get(target.suffix.lower())
     if form is None:
         raise ValueError(f"unknown file extension: {target.suffix}")
+    # Photographs are hardly smaller at zlib's default level, which takes longer than drawing on them.
+    level = {"compress_level": 1} if form == "PNG" and image.mode == "RGB" else {}
     with written_whole(target) as path:
-        image.save(path, format=form)
+        image.save(path, format=form, **level)

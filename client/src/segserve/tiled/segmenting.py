@@ -37,7 +37,6 @@ from segserve.tiled.tile_results import Record, kind_of
 from segserve_common.errors import BadRequestError, SegserveError
 from segserve_common.files import write_private
 from segserve_common.http.urls import is_loopback
-from segserve_common.image_file import ImageFileError, describe, describe_file
 
 LOCAL: Final = "local"
 LOCAL_WORKERS: Final = 2
@@ -375,10 +374,7 @@ def _source(image: Any) -> PixelSource:
 
 
 def little_used_range(image: Path | bytes) -> int | None:
-    """Return the largest value of an image of 16 bits that uses less than 1/16 of them; None for any other image."""
-    with suppress(ImageFileError, OSError):  # of an array
-        if (describe(image) if isinstance(image, bytes) else describe_file(image)).bits != 16:
-            return None
+    """Return the largest value of an image of 16 bits that uses less than 1/16 of them; None if it uses more."""
     with suppress(SegserveError, OSError), closing(_source(image)) as source:
         largest = LITTLE if source.dtype.itemsize == 1 else 0
         for top in range(0, source.height, DIGEST_ROWS):

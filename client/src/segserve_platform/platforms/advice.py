@@ -1,4 +1,4 @@
-"""What to do about a model that does not serve its newest spec, by the reason of its condition."""
+"""Advice on a model that does not serve its newest spec, by the reason of its condition."""
 
 from __future__ import annotations
 

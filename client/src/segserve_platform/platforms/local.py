@@ -103,10 +103,12 @@ class LocalPlatform:
 
     def is_unattended(self) -> bool:
         """Return whether the gateway runs without a supervisor, which has ended."""
+        gateway = self.store.state.gateway / "envoy.process.json"
+        if self.runs() or not gateway.exists():
+            return False
         from segserve_operator.adapters.local.processes import is_alive, read_record
 
-        gateway = self.store.state.gateway / "envoy.process.json"
-        return not self.runs() and gateway.exists() and is_alive(read_record(gateway))
+        return is_alive(read_record(gateway))
 
     def version(self) -> PlatformVersion | None:
         """Return the version that the running platform was started with."""

@@ -121,6 +121,24 @@ def test_an_image_that_fails_is_named_and_the_others_are_done(
     assert [(one["id"], one["file_name"]) for one in json.loads(target.read_text())["images"]] == [(2, "b.jpg")]
 
 
+def test_an_ordinary_image_is_segmented_without_what_only_tiles_need(url: str, photos: Path) -> None:
+    script = (
+        "import sys; from segserve_platform.cli.app import main; sys.argv = ['segserve', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print(*(name for name, module in sys.modules.items() if module), file=sys.stderr)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, "predict", "discs", photos / "a.png", "--url", url],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert not loaded & {"segserve.tiled", "pydantic", "pygments", "click", "segserve_operator"}
+
+
 def data_sets(count: int, objects: int) -> Iterator[dict[str, Any]]:
     for number in range(1, count + 1):
         found = [

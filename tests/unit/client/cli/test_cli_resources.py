@@ -322,7 +322,7 @@ SPARED = {
     "--help": PLATFORM | CLIENT | {"segserve", "yaml", "psutil", "segserve_platform.cli.options"},
     "--version": PLATFORM | CLIENT | {"segserve", "yaml", "psutil", "rich", "segserve_platform.cli.options"},
     "version": PLATFORM | CLIENT | {"rich", "psutil", "segserve_platform.cli.resources"},
-    "get": PLATFORM | CLIENT | {"segserve_platform.cli.predict", "segserve_platform.cli.lifecycle"},
+    "get": PLATFORM | CLIENT | {"psutil", "segserve_platform.cli.predict", "segserve_platform.cli.lifecycle"},
     "get coins -o yaml": PLATFORM | CLIENT - {"pydantic"},
     "logs coins": PLATFORM | CLIENT | {"rich", "segserve_platform.cli.lifecycle"},
     "predict coins photo.png --url http://127.0.0.1:1": PLATFORM | {"segserve_operator", "psutil", "pydantic"},

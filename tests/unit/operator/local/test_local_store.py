@@ -195,3 +195,25 @@ async def test_a_model_that_names_a_damaged_one_says_which(store: LocalStore) ->
 
     assert {name: problem.reason for name, problem in found.items()} == dict.fromkeys(("coins", "fine"), "FileDamaged")
     assert str(path) in found["fine"].message
+
+
+async def test_only_a_model_whose_files_changed_is_read_again(store: LocalStore) -> None:
+    apply(store)
+    (former,) = await store.models()
+    (same,) = await store.models()
+
+    assert same is former
+
+    apply(store, "2" * 64)
+    (respecified,) = await store.models()
+    await store.save_status("coins", ModelStatus(roles=Roles(stable=RoleHolder("coins-2222222222", "main", 1.0))))
+    (served,) = await store.models()
+    store.annotate("SegmentationModel", "coins", {"segserve.dev/pause": "x"})
+    (annotated,) = await store.models()
+
+    assert respecified.wanted != former.wanted
+    assert (served.status.roles.stable, served.wanted) == (
+        RoleHolder("coins-2222222222", "main", 1.0),
+        respecified.wanted,
+    )
+    assert (annotated.generation, annotated.annotations) == (2, {"segserve.dev/pause": "x"})

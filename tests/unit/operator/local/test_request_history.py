@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segserve_operator.adapters.local import request_history
-from segserve_operator.adapters.local.request_history import RequestCounts, RequestHistory, bin_edge_ms, read_history
+from segserve_operator.adapters.local.request_history import CountedRequests, RequestHistory, bin_edge_ms, read_history
 from segserve_operator.core.rollout.counters import Counters, Sample, Series, SeriesCounts
 
 
@@ -17,7 +17,7 @@ def sample(requests: int, failed: int = 0, epoch: str = "1", latencies: tuple[tu
     return {"gateway": Counters(epoch, 0.0, {Series("g", "http"): counts})}
 
 
-def kept(path: Path, since_s: float = 0.0) -> list[tuple[float, dict[str, RequestCounts]]]:
+def kept(path: Path, since_s: float = 0.0) -> list[tuple[float, dict[str, CountedRequests]]]:
     return list(read_history(path, since_s))
 
 
@@ -36,7 +36,7 @@ def test_a_minute_has_what_was_counted_since_the_last_one(tmp_path: Path) -> Non
     assert all(
         bin_edge_ms(each) <= edge for each, edge in zip(sorted(first["coins"].latencies), (10, 1000), strict=True)
     )
-    assert (second_s, second) == (240, {"coins": RequestCounts(5, 0, {})})
+    assert (second_s, second) == (240, {"coins": CountedRequests(5, 0, {})})
     assert kept(path, 120) == [(second_s, second)]
     assert path.stat().st_mode & 0o077 == 0
 

@@ -1,4 +1,4 @@
-"""What servers that have ended leave on this machine: shared memory by its names, and folders of their steps."""
+"""Leftovers of servers that have ended on this machine: shared memory by its names, and folders of their steps."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ BINS_PER_OCTAVE: Final = 4
 log = logging.getLogger("segserve")
 
 
-class RequestCounts(NamedTuple):
+class CountedRequests(NamedTuple):
     """Requests of a model in a while: all, those that failed, and latencies by the number of their bin."""
 
     requests: int = 0
@@ -41,7 +41,7 @@ class RequestHistory:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._before: dict[str, tuple[str, RequestCounts]] | None = None
+        self._before: dict[str, tuple[str, CountedRequests]] | None = None
 
     def check(self) -> None:
         """Drop a line that a crash has cut short, and discard a file that is damaged, with a warning."""
@@ -66,7 +66,7 @@ class RequestHistory:
             return
         grown = {}
         for model, (epoch, counts) in now.items():
-            former_epoch, former = before.get(model, (epoch, RequestCounts()))
+            former_epoch, former = before.get(model, (epoch, CountedRequests()))
             counted = counts if former_epoch != epoch else _difference(counts, former)
             if counted.requests:
                 grown[model] = counted
@@ -78,7 +78,7 @@ class RequestHistory:
             bound_log(self._path, limit_bytes=LIMIT_BYTES, kept_bytes=KEPT_BYTES)
 
 
-def read_history(path: Path, since_s: float) -> Iterator[tuple[float, dict[str, RequestCounts]]]:
+def read_history(path: Path, since_s: float) -> Iterator[tuple[float, dict[str, CountedRequests]]]:
     """Yield the minutes after a Unix time and what each model was asked then; unreadable lines are left out."""
     try:
         lines = path.read_bytes().splitlines()
@@ -91,15 +91,15 @@ def read_history(path: Path, since_s: float) -> Iterator[tuple[float, dict[str, 
                 yield at_s, counts
 
 
-def _parse(line: bytes) -> tuple[float, dict[str, RequestCounts]]:
+def _parse(line: bytes) -> tuple[float, dict[str, CountedRequests]]:
     at_s, models = json.loads(line)
     return float(at_s), {
-        str(model): RequestCounts(int(requests), int(failed), {int(key): int(value) for key, value in bins.items()})
+        str(model): CountedRequests(int(requests), int(failed), {int(key): int(value) for key, value in bins.items()})
         for model, (requests, failed, bins) in models.items()
     }
 
 
-def _total(sample: Sample) -> tuple[str, RequestCounts]:
+def _total(sample: Sample) -> tuple[str, CountedRequests]:
     """Return when the gateways of a sample began to count, and all that they have counted."""
     requests, failed, latencies = 0, 0, Counter[int]()
     for counters in sample.values():
@@ -108,13 +108,13 @@ def _total(sample: Sample) -> tuple[str, RequestCounts]:
             failed += series.failed + max(series.given_up - series.left, 0)
             for edge_ms, count in series.latencies:
                 latencies[math.floor(math.log2(max(edge_ms, 0.1)) * BINS_PER_OCTAVE + 1e-9)] += count
-    return " ".join(sorted(each.epoch for each in sample.values())), RequestCounts(requests, failed, latencies)
+    return " ".join(sorted(each.epoch for each in sample.values())), CountedRequests(requests, failed, latencies)
 
 
-def _difference(now: RequestCounts, before: RequestCounts) -> RequestCounts:
+def _difference(now: CountedRequests, before: CountedRequests) -> CountedRequests:
     """Return what was counted in between; the counts of a group that is gone are no longer there."""
     latencies = {key: count - before.latencies.get(key, 0) for key, count in now.latencies.items()}
-    return RequestCounts(
+    return CountedRequests(
         max(now.requests - before.requests, 0),
         max(now.failed - before.failed, 0),
         {key: count for key, count in latencies.items() if count > 0},

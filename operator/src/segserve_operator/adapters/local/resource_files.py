@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -209,7 +210,9 @@ class ResourceFiles:
 
     def names(self, kind: str) -> list[str]:
         """Return the names of all resources of a kind."""
-        return sorted(path.parent.name for path in self.state.objects.glob(f"{kind}/*/spec.yaml"))
+        # `Path.glob` takes several times as long, and a supervisor looks all the time.
+        found = glob.iglob("*/spec.yaml", root_dir=self.state.objects / kind)  # noqa: PTH207
+        return sorted(path.partition("/")[0] for path in found)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return a resource with its status, as the API of a cluster does.
@@ -264,8 +267,8 @@ class ResourceFiles:
 
     def named(self, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the stored models that a model names as its second network, by name."""
-        names = set(named_models(manifest).values()).intersection(self.names(MODEL))
-        return {name: self.get(MODEL, name) for name in names}
+        names = set(named_models(manifest).values())
+        return {name: self.get(MODEL, name) for name in names and names.intersection(self.names(MODEL))}
 
     def events(self, model: str) -> Iterator[tuple[str, float, Event]]:
         """Yield the events of a model and of its pool: what they are about, Unix times in seconds, and the events."""

@@ -49,6 +49,8 @@ class LocalStore(ResourceFiles):
     """The resources of one state folder, and what the platform keeps of them."""
 
     _specs: dict[str, tuple[list[Any], Wanted | FailureReason]] = field(default_factory=dict)
+    _models: dict[str, tuple[tuple[Any, ...], ModelObserved]] = field(default_factory=dict)
+    """What was made of which metadata, status and spec: those of a file that has not changed are the same objects."""
     _pool: PoolObserved | None = None
     _rollouts: RolloutFiles = field(init=False)
 
@@ -88,7 +90,12 @@ class LocalStore(ResourceFiles):
     def _model_of(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
         damage = self.damage(MODEL, manifest["metadata"]["name"])
         if damage is None:
-            return model_of(manifest, _pool_mismatch(pool, manifest) or self._spec(manifest))
+            spec = _pool_mismatch(pool, manifest) or self._spec(manifest)
+            parts, name = (manifest["metadata"], manifest.get("status"), spec), manifest["metadata"]["name"]
+            known = self._models.get(name)
+            if known is None or any(map(operator.is_not, known[0], parts)):
+                self._models[name] = known = (parts, model_of(manifest, spec))
+            return known[1]
         advice = "what serves goes on; apply the model again, or delete it"
         # No caller is admitted whom the lost specification may have kept out.
         return replace(model_of(manifest, FailureReason(FILE_DAMAGED, f"{damage}; {advice}")), access=())
