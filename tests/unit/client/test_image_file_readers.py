@@ -23,8 +23,8 @@ from segserve.tiled.sources import open_source
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.decoding import decode_image
 from segserve_common.image_file import describe
-from segserve_platform.image_content import image_content
 from segserve_platform.evaluation.datasets import read_dataset
+from segserve_platform.image_content import image_content
 
 RNG = np.random.default_rng(3)
 PICTURE = np.kron(RNG.integers(0, 256, (5, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
