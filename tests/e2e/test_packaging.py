@@ -70,6 +70,8 @@ def test_the_wheel_holds_all_packages_with_their_data(wheel: Path) -> None:
         "segserve_operator/adapters/traffic/route_key.lua",
         "segserve_platform/examples/coins/model.yaml",
         "segserve_platform/examples/coins/golden/semantic/golden.json",
+        "segserve_ui/docs/tutorial.md",
+        "segserve_ui/docs/roll-out.md",
     } <= names
     assert not [name for name in names if not name.startswith(("segserve/", "segserve_", "segserve-"))]
 

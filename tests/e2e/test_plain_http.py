@@ -128,6 +128,16 @@ def test_the_page_sends_an_image_and_shows_the_answer(coins: Running, photo: byt
     assert "POST /v1/models/{model}:segment: Segment an image" in paths
 
 
+@pytest.mark.needs("chromium")
+def test_the_call_on_the_first_page_has_the_pages_own_address(coins: Running) -> None:
+    from fakes.page_browser import chromium, silent
+
+    with chromium() as browser, silent(browser, f"{coins.url}/?a=b#c") as page:
+        call = page.locator("pre").first.inner_text()
+
+    assert call == f"curl --data-binary @photo.jpg {coins.url}/v1/models/coins:segment"
+
+
 @pytest.mark.needs("curl")
 def test_the_page_about_curl_does_what_it_says(coins: Running, photo: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photo)

@@ -12,6 +12,7 @@ import pytest
 
 from segserve_common.backoff import RetryDelays
 from segserve_operator.adapters.local.files import StateFolder
+from segserve_operator.adapters.local.request_history import RequestHistory
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.local_platform import supervisor as module
 from segserve_operator.local_platform.supervisor import RETRY_BACKOFF, Supervisor
@@ -24,7 +25,7 @@ async def test_a_pass_that_keeps_failing_is_repeated_ever_more_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervisor, now_s, began_s = object.__new__(Supervisor), 0.0, list[float]()
-    nothing: Any = SimpleNamespace(follow=lambda _: None, url="", ca_file=None)
+    nothing: Any = SimpleNamespace(follow=lambda _: None, url="", ca_file=None, samples=_no_samples)
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
 
     async def fail() -> None:
@@ -44,6 +45,7 @@ async def test_a_pass_that_keeps_failing_is_repeated_ever_more_seldom(
     closed: Any = SimpleNamespace(close=_nothing, aclose=_nothing)
     supervisor.state, supervisor._store = StateFolder(tmp_path), LocalStore(StateFolder(tmp_path))
     supervisor.gateway, supervisor.action_log, supervisor.stopping = nothing, ActionLog(), asyncio.Event()
+    supervisor.history, supervisor._models = RequestHistory(tmp_path / "requests.jsonl"), ()
     supervisor.service = cast(Any, SimpleNamespace(run_once=fail, failures={}))
     supervisor.check_runner = supervisor.notifier = supervisor.worker = closed
     supervisor._pass_interval_s, supervisor._retries, supervisor._retry_s = 1.0, RetryDelays(RETRY_BACKOFF), 0.0
@@ -53,6 +55,10 @@ async def test_a_pass_that_keeps_failing_is_repeated_ever_more_seldom(
     await supervisor._run()
 
     assert began_s[-1] > (PASSES - 6) * RETRY_BACKOFF.longest_s
+
+
+async def _no_samples(_: object) -> dict[str, Any]:
+    return {}
 
 
 async def _nothing() -> None:

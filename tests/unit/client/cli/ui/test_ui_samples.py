@@ -94,5 +94,5 @@ async def test_without_samples_the_page_says_why(local: LocalHarness) -> None:
         async for page in entered(harness, lambda _: nullcontext("http://127.0.0.1:9")):
             seen = await page.get("/api/samples")
             assert seen["samples"] == []
-            assert ("segserve samples list" in seen["note"]) is isinstance(harness, ClusterHarness)
+            assert ("segserve samples list" in seen["example"]) is isinstance(harness, ClusterHarness)
             assert ("spec.capture" in seen["note"]) is isinstance(harness, LocalHarness)
