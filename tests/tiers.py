@@ -101,7 +101,6 @@ TIERS: Final[Mapping[str, Tier]] = {
         (*PRODUCT, *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/contract", "tests/e2e/cluster"),
         "cluster",
         options=(),
-        max_failures=3,
     ),
     "thorough": Tier(
         "whole sweeps of what quick tests sample",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def stored(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("coins", "cells"):
         file = tmp_path / f"{name}.yaml"
         uri = (tmp_path / "net.onnx").as_uri()
-        file.write_text((MODEL_FILE % ("1" * 64)).replace("coins", name).replace("file:///net.onnx", uri))
+        file.write_text(
+            (MODEL_FILE % hashlib.sha256(b"net").hexdigest()).replace("coins", name).replace("file:///net.onnx", uri)
+        )
         assert command("apply", "-f", file)[0] == 0
 
 
