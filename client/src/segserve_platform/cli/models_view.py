@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,8 +16,8 @@ from rich.text import Text
 
 from segserve_platform.cli.errors import plain
 from segserve_platform.platforms.errors import ControlError
-from segserve_platform.platforms.port import Json, Platform
-from segserve_platform.platforms.waiting import age, condition, readiness
+from segserve_platform.platforms.port import Json, Platform, PlatformEvent
+from segserve_platform.platforms.waiting import State, age, condition, readiness
 
 # Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
 # rejects and which must not break `segserve get`.
@@ -109,11 +109,11 @@ def models_table(
 
 
 def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
-    status = manifest.get("status") or {}
+    status, state = manifest.get("status") or {}, readiness(manifest)
     roles = status.get("roles", {})
     return [
         Text(manifest["metadata"]["name"]),
-        _ready(manifest, starting),
+        _ready(manifest, state.state, starting),
         Text(roles.get("stable", {}).get("revision", "")),
         _candidate(roles.get("candidate")),
         Text((status.get("rollout") or {}).get("phase", "")),
@@ -123,16 +123,15 @@ def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
         Text(age(manifest["metadata"]["creationTimestamp"])),
         Text(status.get("device", "")),
         Text(roles.get("stable", {}).get("group", "")),
-        Text(readiness(manifest).text),
+        Text(state.text),
     ]
 
 
-def _ready(manifest: Mapping[str, Any], starting: Container[str]) -> Text:
-    ready, state = condition(manifest, "Ready")["status"], readiness(manifest).state
+def _ready(manifest: Mapping[str, Any], state: State, starting: Container[str]) -> Text:
     awaited = manifest["metadata"]["name"] in starting and state == "Not ready"
     if state == "Starting" or awaited:
         return Text("Starting", "yellow")
-    return _coloured(ready, {"True": "green", "False": "red"})
+    return _coloured(condition(manifest, "Ready")["status"], {"True": "green", "False": "red"})
 
 
 def _coloured(word: str | None, colours: Mapping[str, str]) -> Text:
@@ -172,12 +171,11 @@ def model_text(manifest: Json, record: Json | None, more: Iterable[str] = ()) ->
     return "\n".join((*lines, *more, yaml.safe_dump(shown, sort_keys=False).rstrip("\n")))
 
 
-def event_lines(platform: Platform, model: Json) -> Iterator[str]:
-    """Yield a heading and the events of a model, oldest first, or why they cannot be read."""
-    about = f"model {model['metadata']['name']}"
+def event_lines(about: str, read: Callable[[], Iterable[PlatformEvent]]) -> Iterator[str]:
+    """Yield a heading and the newest events about a model, oldest first, or why they cannot be read."""
     yield "events:"
     try:
-        events = [each for each in platform.events(model["metadata"]["name"]) if each.about == about]
+        events = [each for each in read() if each.about == about]
     except ControlError as error:
         yield f"  {error}"
         return

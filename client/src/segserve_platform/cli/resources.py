@@ -386,7 +386,7 @@ def model_description(platform: Platform, name: str) -> str:
     model = platform.model(name)
     record = latest_record(platform, model)
     if isinstance(platform, LocalPlatform):
-        return model_text(model, record, event_lines(platform, model))
+        return model_text(model, record, event_lines(f"model {name}", lambda: platform.events(name)))
     from segserve_platform.cli.cluster.describe import describe_on_cluster
     from segserve_platform.platforms.cluster.platform import ClusterPlatform
 

@@ -195,3 +195,16 @@ def test_a_description_has_the_models_events_and_pods(server: FakeServer) -> Non
     assert "it serves (3 times)" in text
     assert "segserve-default--main-1-abc-a  ready" in text
     assert "other" not in text
+
+
+def test_a_description_has_the_events_also_without_the_right_to_list_pods(server: FakeServer) -> None:
+    server.put(MODELS, model())
+    said = {"reason": "Promoted", "message": "it serves", "type": "Normal"}
+    said |= {"involvedObject": {"name": "coins", "uid": "u-coins"}, "lastTimestamp": "2026-01-01T00:00:00Z"}
+    server.put("api/v1/events", {"metadata": {"name": "e"}, **said})
+    server.answers["GET", "/api/v1/namespaces/lab/pods"] = lambda _: refusal(403, 'User "eve" cannot list pods')
+
+    text = model_description(server.platform(), "coins")
+
+    assert "Promoted" in text
+    assert 'User "eve" cannot list pods' in text

@@ -149,7 +149,7 @@ def test_a_description_begins_with_the_state_and_ends_with_the_spec_without_defa
         "postprocess": [{"argmax": {}}],
         "pool": "default",
     }
-    (event, *others) = resources.event_lines(OneModel(model), model)  # type: ignore[arg-type]
+    (event, *others) = resources.event_lines("model coins", lambda: OneModel(model).events("coins"))
 
     lines = model_text(model, None, (event, *others)).splitlines()
 

@@ -12,7 +12,7 @@ from segserve_operator.adapters.kube.pods import pod_failure
 from segserve_operator.core.failure import FailureReason
 from segserve_platform.cli.models_view import event_lines, model_text
 from segserve_platform.platforms.cluster.context_client import ContextClient
-from segserve_platform.platforms.cluster.platform import ClusterPlatform, short_name
+from segserve_platform.platforms.cluster.platform import ClusterPlatform, events_of, short_name
 from segserve_platform.platforms.errors import ForbiddenError
 from segserve_platform.platforms.port import Json
 
@@ -60,7 +60,9 @@ def describe_on_cluster(platform: ClusterPlatform, model: Json, record: Json | N
     metadata = dict(model["metadata"])
     annotations = {key: value for key, value in metadata.pop("annotations", {}).items() if key != _ANNOTATION}
     shown = {**model, "metadata": metadata | ({"annotations": annotations} if annotations else {})}
-    return model_text(shown, record, (*event_lines(platform, shown), "pods:", *_pods(platform.client, model)))
+    about, client = f"model {metadata['name']}", platform.client
+    events = event_lines(about, lambda: events_of(client, about, model))
+    return model_text(shown, record, (*events, "pods:", *_pods(client, model)))
 
 
 def _pods(client: ContextClient, model: Json) -> Iterator[str]:

@@ -53,7 +53,7 @@ def past_of_model(client: ContextClient, model: Json, pool: Json | None) -> list
     found: list[PlatformEvent] = []
     for word, kind, resource in resources:
         name = resource["metadata"]["name"]
-        found += _events(client, f"{word} {name}", resource)
+        found += events_of(client, f"{word} {name}", resource)
         found += _edits(f"{word} {name}", client.managed_fields(kind, name))
     labels = MANAGED_LABELS if pool is None else {**MANAGED_LABELS, POOL_LABEL: pool["metadata"]["name"]}
     roles = (model.get("status") or {}).get("roles") or {}
@@ -67,7 +67,8 @@ def past_of_model(client: ContextClient, model: Json, pool: Json | None) -> list
     return found
 
 
-def _events(client: ContextClient, about: str, resource: Json) -> Iterator[PlatformEvent]:
+def events_of(client: ContextClient, about: str, resource: Json) -> Iterator[PlatformEvent]:
+    """Yield the events of a resource that the cluster still has; raises as `ContextClient.list` does."""
     metadata = resource["metadata"]
     fields = f"involvedObject.name={metadata['name']},involvedObject.uid={metadata['uid']}"
     for event in client.list(EVENTS, fields=fields)[0]:
