@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 CHUNK: Final = 1 << 20
 
@@ -16,13 +16,14 @@ CHUNK: Final = 1 << 20
 class CocoText:
     """The text that `json.dumps` makes of all data sets merged, with an indent of 2; see `segserve.exports.coco.merge`.
 
-    Its files have no names, in `folder` or where temporary files are: nothing is left if the process is killed.
+    Its files have no names, in `folder` or where temporary files are: nothing is left if the process is killed. They
+    are made for the first image.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        file = partial(tempfile.TemporaryFile, "w+", dir=folder if folder is not None and folder.is_dir() else None)
-        self._files = {name: file() for name in ("images", "annotations")}
-        self._counts = dict.fromkeys(self._files, 0)
+        self._folder = folder if folder is not None and folder.is_dir() else None
+        self._files: dict[str, IO[str]] = {}
+        self._counts = {"images": 0, "annotations": 0}
         self._categories: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -36,6 +37,9 @@ class CocoText:
     def add(self, data_set: Mapping[str, Any]) -> None:
         """Append the data set of further images; its annotations are renumbered. Raises `OSError`."""
         self._categories |= {category["id"]: category for category in data_set["categories"]}
+        if not self._files:
+            unnamed = partial(tempfile.TemporaryFile, "w+", dir=self._folder)
+            self._files = {name: unnamed() for name in self._counts}
         for name, file in self._files.items():
             for entry in data_set[name]:
                 self._counts[name] += 1
@@ -54,8 +58,8 @@ class CocoText:
         yield "\n}\n"
 
     def _list(self, name: str) -> Iterator[str]:
-        file = self._files[name]
-        file.seek(0)
         yield "["
-        yield from iter(partial(file.read, CHUNK), "")
+        if name in self._files:
+            self._files[name].seek(0)
+            yield from iter(partial(self._files[name].read, CHUNK), "")
         yield "\n  ]" if self._counts[name] else "]"
