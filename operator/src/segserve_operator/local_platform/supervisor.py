@@ -28,6 +28,7 @@ from segserve_operator.adapters.local.files import PlatformError, StateFolder, b
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.request_history import RequestHistory
+from segserve_operator.adapters.local.resource_files import MODEL
 from segserve_operator.adapters.local.runtime import OnStep, RuntimeEnvironment, compiling_the_rest, ensure_runtime
 from segserve_operator.adapters.local.store import LocalStore
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
@@ -142,7 +143,6 @@ class Supervisor:
         )
         self.metrics = LocalMetrics(state, self.gateway, fleet, self._present_pool)
         self.history = RequestHistory(state.requests)
-        self._models: tuple[str, ...] = ()
         self.action_log = ActionLog()
         self.stopping = asyncio.Event()
         self._retries, self._retry_s = RetryDelays(RETRY_BACKOFF), 0.0
@@ -195,7 +195,8 @@ class Supervisor:
 
     async def _count_requests(self) -> None:
         with contextlib.suppress(OSError):  # a full disk costs the history, and nothing else
-            self.history.observe(await self.gateway.samples(dict.fromkeys(self._models, ("", ""))), time.time())
+            models = dict.fromkeys(self._store.names(MODEL), ("", ""))
+            self.history.observe(await self.gateway.samples(models), time.time())
 
     async def _pass(self) -> bool:
         actions: tuple[Action, ...] = ()
@@ -205,7 +206,6 @@ class Supervisor:
             actions = await self.service.run_once()
             kept = self.service.rollout_cache
             models, failures = await self._store.models(), self.service.failures.values()
-            self._models = tuple(model.name for model in models)
             self.metrics.observe(models, kept.records, kept.drifts, failures)
             self._retries.reset()
         except Exception as error:

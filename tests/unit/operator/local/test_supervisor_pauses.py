@@ -45,7 +45,7 @@ async def test_a_pass_that_keeps_failing_is_repeated_ever_more_seldom(
     closed: Any = SimpleNamespace(close=_nothing, aclose=_nothing)
     supervisor.state, supervisor._store = StateFolder(tmp_path), LocalStore(StateFolder(tmp_path))
     supervisor.gateway, supervisor.action_log, supervisor.stopping = nothing, ActionLog(), asyncio.Event()
-    supervisor.history, supervisor._models = RequestHistory(tmp_path / "requests.jsonl"), ()
+    supervisor.history = RequestHistory(tmp_path / "requests.jsonl")
     supervisor.service = cast(Any, SimpleNamespace(run_once=fail, failures={}))
     supervisor.check_runner = supervisor.notifier = supervisor.worker = closed
     supervisor._pass_interval_s, supervisor._retries, supervisor._retry_s = 1.0, RetryDelays(RETRY_BACKOFF), 0.0

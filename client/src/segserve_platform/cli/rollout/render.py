@@ -63,11 +63,10 @@ class RolloutTree:
     height: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown = self._group(options.ascii_only, 0)
-        for level in range(1, LEVELS if self.height is not None else 0):
-            if len(console.render_lines(shown, options, pad=False)) <= (self.height or 0):
-                break
+        for level in range(LEVELS):
             shown = self._group(options.ascii_only, level)
+            if self.height is None or len(console.render_lines(shown, options, pad=False)) <= self.height:
+                break
         yield shown
 
     def _group(self, ascii_only: bool, level: int) -> Group:
