@@ -193,9 +193,9 @@ def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource])
 
 
 def check_local_files(resources: Iterable[ParsedResource], base: Path | None = None) -> None:
-    """Warn about files of this machine that resources name and that do not exist.
+    """Warn about files of this machine that resources name and that do not exist or differ from the cached one.
 
-    Raises `CommandError` for a file of another digest, and for a relative address from standard input that leads
+    Raises `CommandError` for a file of another digest that is not cached, and for a relative address from standard input that leads
     nowhere: it was meant to be relative to another folder.
     """
     from segserve_builder.sources.cache import folder_path, object_path
@@ -205,11 +205,12 @@ def check_local_files(resources: Iterable[ParsedResource], base: Path | None = N
         for named in written.local_files():
             is_cached = any(path(cache_folder(), named.sha256).exists() for path in (object_path, folder_path))
             if named.path.exists():
-                if not is_cached and (other := named.other_digest):
-                    raise CommandError(
-                        f"{written.title}: {named.field}.sha256 is {named.sha256}, but {named.path} has {other}; "
-                        "if the file is the intended one, correct sha256"
-                    )
+                if not (other := named.other_digest):
+                    continue
+                differs = f"{written.title}: {named.field}.sha256 is {named.sha256}, but {named.path} has {other}"
+                if not is_cached:
+                    raise CommandError(f"{differs}; if the file is the intended one, correct sha256")
+                typer.echo(f"warning: {differs}; the copy of {named.sha256[:12]} in the cache is used", err=True)
                 continue
             missing = f"{written.title}: {named.field}.uri: {named.path} does not exist"
             if named.is_relative and written.source == STDIN:
