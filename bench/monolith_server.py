@@ -28,11 +28,12 @@ SECRET = "bench"
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedTriton:
-    """A running Triton: its gRPC address, its URL, and its process."""
+    """A running Triton: its gRPC address, its URL, its process, and the URL of its metrics."""
 
     grpc: str
     url: str
     pid: int
+    metrics_url: str
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def embedded_triton(
         process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _load(url, model)
-        yield EmbeddedTriton(f"{LOOPBACK}:{grpc}", url, process.pid)
+        yield EmbeddedTriton(f"{LOOPBACK}:{grpc}", url, process.pid, f"http://{LOOPBACK}:{metrics}/metrics")
     finally:
         process.terminate()
         process.wait()

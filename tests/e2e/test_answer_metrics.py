@@ -6,14 +6,22 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
+import numpy as np
+import psutil
 import pytest
+import tritonclient.grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.monolith_server import embedded_triton
 from bench.platform import MODELS, Running
+from fakes.agent_group import assigned, picture, write_network
 from fakes.waiting import until
 from segserve import BadRequestError, Client, InstanceResult, SemanticResult
+from segserve_builder.render.repository import build_tree, publish_tree
+from segserve_builder.render.target import RenderTarget
 from segserve_builder.steps.answer_metrics import ANSWERS, METRIC_FAMILIES, STEP_SECONDS
 
 pytestmark = pytest.mark.platform
@@ -93,3 +101,29 @@ def test_what_callers_got_is_counted_exactly_and_failed_requests_are_not(
         dict(labels)["revision"] for (name, labels), count in series.items() if name in ANSWERS.counters and count
     }
     assert answered == {instances[0].revision, maps[0].revision}
+
+
+def test_several_processes_of_the_steps_around_a_network_answer_and_count_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only networks on a GPU have them; the steps are the same."""
+    monkeypatch.setattr(RenderTarget, "stage_instances", lambda *_: 2)
+    repository, artifact = tmp_path / "repository", tmp_path / "bright.onnx"
+    told = assigned("bright", artifact, write_network(artifact, 100.0))
+    repository.mkdir()
+    publish_tree(build_tree(told.networks, tmp_path / "cache"), repository)
+    with embedded_triton(repository, "bright") as server, ThreadPoolExecutor(8) as threads:
+        client = tritonclient.grpc.InferenceServerClient(server.grpc)
+        image = tritonclient.grpc.InferInput("IMAGE", [1], "BYTES")
+        image.set_data_from_numpy(np.array([picture()], np.object_))
+        answers = [*threads.map(lambda _: client.infer("bright", [image]).as_numpy("AREAS").tolist(), range(32))]
+        steps = Counter(Path(stub.cmdline()[1]).parts[-3] for stub in psutil.Process(server.pid).children())
+        until(lambda: _answers_at(server.metrics_url) == 32, "all answers are counted")
+
+    assert answers == [[768, 768]] * 32
+    assert sorted(steps.values()) == [1, 2, 2]
+
+
+def _answers_at(url: str) -> float:
+    families = text_string_to_metric_families(httpx.get(url, trust_env=False).text)
+    return sum(each.value for family in families for each in family.samples if each.name == "segserve_answers_total")

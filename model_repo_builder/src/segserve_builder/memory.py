@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import json
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -79,8 +82,8 @@ def return_freed_memory() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Let this process allocate the step's limit beyond what it has allocated now; return the limit in bytes.
+def limit_allocations(environment: Mapping[str, str] = os.environ, *, parts: int = 1) -> int | None:
+    """Let this process allocate a part of the step's limit beyond what it has allocated now; return the whole limit.
 
     Called once the step is loaded, so that a network's weights do not count. Allocations beyond it fail; memory that is
     shared with Triton does not count. Without the environment variable nothing is limited. Raises `StepMemoryError`.
@@ -88,8 +91,37 @@ def limit_allocations(environment: Mapping[str, str] = os.environ) -> int | None
     if STEP_LIMIT_VARIABLE not in environment:
         return None
     limit_bytes = step_limit_bytes(environment)
-    allow_allocations(limit_bytes)
+    allow_allocations(limit_bytes // parts)
     return limit_bytes
+
+
+class InstanceMemory:
+    """The limit of a step whose instances are processes: each has a part of it, and one at a time has all of it.
+
+    Half of the limit is divided, so that all instances together have one and a half.
+    """
+
+    def __init__(self, args: Mapping[str, str]) -> None:
+        """Limit this process, an instance that Triton gives these arguments; raises `StepMemoryError`."""
+        instances = sum(group["count"] for group in json.loads(args["model_config"]).get("instance_group", ()))
+        self._lock = Path(args["model_repository"])
+        self.is_divided = instances > 1
+        self.limit_bytes = limit_allocations(parts=2 * instances if self.is_divided else 1)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Wait until no other instance has the whole limit, and have it."""
+        folder = os.open(self._lock, os.O_RDONLY | os.O_DIRECTORY)
+        part_bytes = total_allowed()
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if self.limit_bytes is not None:
+                allow_allocations(self.limit_bytes)
+            yield
+        finally:
+            return_freed_memory()
+            allow_total(part_bytes)
+            os.close(folder)
 
 
 def allow_allocations(limit_bytes: int) -> None:

@@ -175,3 +175,47 @@ def test_a_step_keeps_an_images_memory_for_the_next_one_and_triton_returns_it(
     variables = {**os.environ, **SERVER_MALLOC, **environment}
     command = [sys.executable, "-c", FREE, process]
     assert subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.split() == [freed]
+
+
+INSTANCE = """
+import fcntl, json, os, sys, threading
+import numpy as np
+from segserve_builder.memory import InstanceMemory
+
+def room():
+    sizes = []
+    for mib in range(16, 1024, 16):
+        try:
+            np.ones(mib << 20, np.uint8)
+        except MemoryError:
+            return mib - 16
+memory = InstanceMemory({"model_repository": sys.argv[1], "model_config": sys.argv[2]})
+print(memory.is_divided, room(), flush=True)
+for _ in range(2):
+    with memory.whole():
+        print(room(), flush=True)
+print(room(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("instances", "part"), [(1, range(470, 513)), (2, range(90, 129)), (4, range(40, 65))])
+def test_an_instance_has_its_part_of_half_the_limit_and_one_at_a_time_has_all_of_it(
+    tmp_path: Path, instances: int, part: range
+) -> None:
+    environment = {**os.environ, STEP_LIMIT_VARIABLE: str(512 * MIB)}
+    config = json.dumps({"instance_group": [{"count": instances}]})
+    command = [sys.executable, "-c", INSTANCE, str(tmp_path), config]
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        is_divided, alone = process.stdout.readline().split()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # another instance has the whole limit
+        os.close(other)
+        first, second, after = map(int, process.stdout)
+
+    assert is_divided == str(instances > 1)
+    assert int(alone) in part
+    assert first == second >= 470
+    assert after == int(alone)

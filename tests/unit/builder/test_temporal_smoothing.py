@@ -310,7 +310,7 @@ def test_the_sequence_batcher_is_asked_for_by_an_option(batcher: bool) -> None:
     options = {"sequenceBatcher": batcher, "maxStreams": 5}
     made = pipeline({"temporalSmoothing": options}, ARGMAX)
 
-    config = postprocess_config(PostOptions.of(made, IO), "semantic")
+    config = postprocess_config(PostOptions.of(made, IO), "semantic", 1)
 
     assert config.HasField("sequence_batching") == batcher
     if batcher:

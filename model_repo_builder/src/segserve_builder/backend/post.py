@@ -13,7 +13,7 @@ from segserve_builder.backend.heavy import HeavyModel
 from segserve_builder.backend.metrics import MetricsReporter
 from segserve_builder.backend.responses import input_array, log_error, parameters_of, respond
 from segserve_builder.errors import BadImageError
-from segserve_builder.memory import keep_freed_memory, limit_allocations
+from segserve_builder.memory import InstanceMemory, keep_freed_memory
 from segserve_builder.spec.model_spec import OutOfDistributionPolicy
 from segserve_builder.spec.names import AGENT_REQUEST_ID
 from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
@@ -47,7 +47,7 @@ class TritonPythonModel:
         """Build the pipeline's last step from its options."""
         keep_freed_memory()
         self.open(PostOptions.from_model_config(args["model_config"]))
-        self._limit_bytes = limit_allocations()
+        self._memory = InstanceMemory(args)
 
     def open(self, options: PostOptions) -> None:
         """Build the step."""
@@ -83,7 +83,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
         answer = self.answer if self._streams is None else partial(self._answer_frame, self._streams)
-        responses = respond(requests, answer, describe, self._limit_bytes)
+        responses = respond(requests, answer, describe, self._memory)
         return responses if self._heavy is None else self._heavy.send(requests, responses)
 
     def _answer_frame(self, streams: Streams, request: Any) -> dict[str, NDArray[Any]] | None:

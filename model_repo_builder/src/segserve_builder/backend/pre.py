@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve_builder.backend.responses import input_array, respond
-from segserve_builder.memory import keep_freed_memory, limit_allocations
+from segserve_builder.memory import InstanceMemory, keep_freed_memory
 from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.preprocess import Preprocess
 from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
@@ -23,7 +23,7 @@ class TritonPythonModel:
         """Build the pipeline's first step from its options."""
         keep_freed_memory()
         self.open(PreOptions.from_model_config(args["model_config"]))
-        self._limit_bytes = limit_allocations()
+        self._memory = InstanceMemory(args)
 
     def open(self, options: PreOptions) -> None:
         """Build the step."""
@@ -35,7 +35,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        return respond(requests, self.answer, describe, self._limit_bytes)
+        return respond(requests, self.answer, describe, self._memory)
 
     def answer(self, request: Any) -> dict[str, NDArray[Any]]:
         """Return the network's input and what passes to the last step, by name; raises `BadImageError`."""

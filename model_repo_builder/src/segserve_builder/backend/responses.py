@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import triton_python_backend_utils as pb_utils
 
 from segserve_builder.errors import BadImageError, BusyError, ImageMemoryError
-from segserve_builder.memory import is_out_of_memory
+from segserve_builder.memory import InstanceMemory, is_out_of_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,22 +78,33 @@ def respond(
     requests: Iterable[Any],
     answer: Callable[[Any], Mapping[str, NDArray[Any]] | None],
     describe: Callable[[Any], str],
-    limit_bytes: int | None,
+    memory: InstanceMemory,
 ) -> list[Any]:
     """Answer each request by itself, so that a failing one does not affect others.
 
     `answer` returns arrays of the outputs' dtypes and shapes by name, None for a request that another model is to
-    answer; `describe` names a request's work, with the image's size, for the error of one that needs more than
-    `limit_bytes` of memory.
+    answer; `describe` names a request's work, with the image's size, for the error of one that needs more memory than
+    the step's limit.
     """
+
+    def answered(request: Any) -> Any:
+        outputs = answer(request)
+        return None if outputs is None else response(outputs)
+
     responses = []
     for request in requests:
         try:
-            outputs = answer(request)
-            responses.append(None if outputs is None else response(outputs))
+            try:
+                responses.append(answered(request))
+                continue
+            except Exception as error:
+                if not (memory.is_divided and is_out_of_memory(error)):
+                    raise
+            with memory.whole():
+                responses.append(answered(request))
         except Exception as error:
             if is_out_of_memory(error):
-                error = ImageMemoryError(describe(request), limit_bytes)
+                error = ImageMemoryError(describe(request), memory.limit_bytes)
             responses.append(error_response(error, request.request_id()))
     return responses
 

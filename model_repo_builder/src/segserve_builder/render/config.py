@@ -56,9 +56,9 @@ class Members:
     post: str
 
 
-def preprocess_config(options: PreOptions) -> Any:
+def preprocess_config(options: PreOptions, instances: int) -> Any:
     """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed."""
-    config = _python_step(options, instances=1)
+    config = _python_step(options, instances=instances)
     _add_inputs(config, public_inputs(options.input), optional=True)
     _add_outputs(
         config,
@@ -99,9 +99,9 @@ def network_config(
     return config
 
 
-def postprocess_config(options: PostOptions, task: Task) -> Any:
+def postprocess_config(options: PostOptions, task: Task, instances: int) -> Any:
     """Return the step from the network's outputs and GEOMETRY to the public outputs, yet unnamed."""
-    config = _python_step(options, instances=1)
+    config = _python_step(options, instances=instances)
     raw = [_renamed(tensor, network_output(tensor.name), free_batch=True) for tensor in options.io.outputs]
     if options.second_io is not None:
         raw += [_renamed(tensor, second_output(tensor.name), free_batch=True) for tensor in options.second_io.outputs]

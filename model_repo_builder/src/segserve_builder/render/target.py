@@ -17,6 +17,8 @@ HISTOGRAMS_SINCE: Final = (26, 1)
 """Triton 2.65, the first release with latency histograms for models that are not decoupled."""
 MOST_JOINED: Final = 16
 """Images that a step which is all of a model runs beside each other, at most."""
+MOST_STAGES: Final = 8
+"""Processes of the step before a network, and of the one after it, at most."""
 _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 
@@ -76,6 +78,10 @@ class RenderTarget:
     def joined_instances(self) -> int:
         """The instances of a step that is all of a model: one for each processor, and one that waits for the next."""
         return min(self.cpus or 1, MOST_JOINED) + 1
+
+    def stage_instances(self, pipeline: Pipeline) -> int:
+        """Return the instances of the steps before and after a network: a network on a GPU waits for them."""
+        return min(self.cpus or 1, MOST_STAGES) if self.uses_gpu(pipeline) else 1
 
     def runs_natively(self, pipeline: Pipeline, io: NetworkIO) -> bool:
         """Return whether Triton's own backend runs a network: once per image, on a GPU or by OpenVINO.

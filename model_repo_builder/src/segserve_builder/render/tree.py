@@ -170,7 +170,8 @@ def _tier(
     task = _checked(pipeline, given)
     post = PostOptions.of(pipeline, io, None if second is None else second.io, metrics)
     post = post.model_copy(update={"revision": revision, "heavy": heavy})
-    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, given, measures=post.measures)))
+    before = target.stage_instances(pipeline)
+    pre_step = _step("pre", config.preprocess_config(PreOptions.of(pipeline, given, measures=post.measures), before))
     networks = [(pipeline, first)]
     if smoothing_of(pipeline) is not None:
         sharing = OWN  # it keeps streams between requests
@@ -183,7 +184,9 @@ def _tier(
         if target.runs_natively(given, network.io)
     }
     beside = (nets[1].name, networks[1][1].io) if len(nets) > 1 else None
-    post_message, members = config.postprocess_config(post, task), None
+    # Streams are kept, and the heavy network's answers are sent, by one process.
+    after = 1 if heavy is not None or smoothing_of(pipeline) is not None or sharing.post else before
+    post_message, members = config.postprocess_config(post, task, after), None
     if sharing.post:
         chosen = {number: step.member[0] for number, step in enumerate(nets) if step.member is not None}
         post_step = _shared_step("post", config.shared_postprocess(post_message, tuple(chosen)), post)
@@ -204,6 +207,7 @@ def _tier(
         conditional=conditional,
     )
     instances = {step.name: given.runtime.instances for step, (given, _) in zip(nets, networks, strict=True)}
+    instances |= {pre_step.name: before, post_step.name: after}
     return _Tier(
         (pre_step, *nets, post_step), ensemble, tuple(step.name for step in nets), frozenset(native), instances
     )
