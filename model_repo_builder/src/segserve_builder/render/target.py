@@ -17,6 +17,9 @@ HISTOGRAMS_SINCE: Final = (26, 1)
 """Triton 2.65, the first release with latency histograms for models that are not decoupled."""
 MOST_JOINED: Final = 16
 """Images that a step which is all of a model runs beside each other, at most."""
+RELEASE_VARIABLE: Final = "SEGSERVE_TRITON_VERSION"
+BACKEND_VARIABLE: Final = "SEGSERVE_NETWORK_BACKEND"
+"""Environment variables of an agent: its Triton's release, and the backend that runs networks."""
 _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 
@@ -43,6 +46,11 @@ class RenderTarget:
             if backend == known:
                 return cls(number, known, cpus)
         raise UnknownNameError("backend of networks", backend, get_args(Backend))
+
+    @property
+    def name(self) -> str:
+        """The release as '26.04'."""
+        return f"{self.release[0]}.{self.release[1]:02}"
 
     @property
     def has_histograms(self) -> bool:
