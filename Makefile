@@ -27,7 +27,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
-.PHONY: test test-all test-platform test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-python test-busy check fuzz
+.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
@@ -151,6 +151,10 @@ tiers: $(VENV)/dev.stamp  ## The last run of each tier, and whether what it cove
 
 test-platform: kernels  ## The rest of the tests on the real Triton and Envoy
 	$(TIER) platform
+
+test-native: export SEGSERVE_TRITON := $(abspath $(TRITON))
+test-native: kernels  ## Families, changes, crashes and loads on another Triton: TRITON=folder with backends/, and with bin/tritonserver or without
+	$(TIER) native
 
 test-oracles: oracles peers exporters kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
 	$(TIER) oracles

@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--not-run", metavar="FILE", type=Path, help="append what did not run, for several runs to end with"
     )
+    parser.addoption("--needs", metavar="TOOL", action="append", default=[], help="skip all tests without this tool")
     parser.addoption("--changed", metavar="COMMIT", help="run what meets the changes since a commit, nearest first")
     parser.addoption("--within-s", metavar="SECONDS", type=float, help="begin no test later than this")
 
@@ -82,7 +83,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs a tool that is missing; several processes begin with the longest tests."""
     for item in items:
-        for name in needs(item):
+        for name in (*needs(item), *config.getoption("needs")):
             if not TOOLS[name].is_there():
                 item.add_marker(pytest.mark.skip(reason=f"needs {TOOLS[name].title} ({TOOLS[name].remedy})"))
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -80,6 +80,19 @@ TIERS: Final[Mapping[str, Tier]] = {
         (*PRODUCT, *EVERYBODYS, "examples", "tests/e2e", "tests/contract", "tests/hostile"),
         "platform and not core and not thorough and not needs and not cluster",
     ),
+    "native": Tier(
+        "another Triton, with its own backends",
+        (*PRODUCT, *EVERYBODYS, "examples", "tests/e2e"),
+        "platform and not thorough and not cluster",
+        paths=tuple(
+            f"tests/e2e/test_{name}.py"
+            for name in (
+                *("agent", "bad_input", "box_families", "changes", "crashes", "engines", "hugging_face_families"),
+                *("launcher", "memory", "overload", "rollouts", "torchvision_families", "traces"),
+            )
+        ),
+        options=(*SPREAD, "--needs=triton"),
+    ),
     "oracles": Tier(
         "torchvision, Prometheus, registries, object stores, annotation tools",
         (*PRODUCT, *EVERYBODYS, "charts", "tests/contract", "tests/e2e", "tests/oracles", "tests/parity", "tests/unit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -60,5 +61,6 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "promtool": _program("promtool", "prometheus"),
     "amtool": _program("amtool", "prometheus-alertmanager"),
     "ipv6": Tool("IPv6", lambda: bool(_IPV6.exists() and _IPV6.read_text()), "a kernel that has IPv6 switched on"),
+    "triton": Tool("another Triton", lambda: bool(os.environ.get("SEGSERVE_TRITON")), "make test-native TRITON=folder"),
     "libb64": Tool("perf_analyzer's libb64", lambda: _library("libb64.so.0d"), "Debian: apt-get install libb64-0d"),
 }

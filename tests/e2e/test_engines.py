@@ -13,6 +13,8 @@ from bench.platform import Running
 from examples.coins.in_process import resources
 from raw_inference import RawRequest, image, send
 from segserve_builder.golden.judging import Case, GoldenTolerance, compare, record
+from segserve_operator.adapters.local.files import cache_folder
+from segserve_operator.adapters.local.runtime import ensure_runtime
 
 pytestmark = pytest.mark.platform
 
@@ -38,6 +40,10 @@ def test_openvino_answers_within_a_thousandth_of_onnx_runtime(
         found = answer(running, name, photo)
         compare(expected, found)
         assert found["REVISION"].tolist() != answer(coins, name, photo)["REVISION"].tolist()
-    steps = [each for each in running.processes() if "triton_python_backend_stub" in " ".join(each.cmdline())]
-    loaded = [each for each in steps if any("openvino_intel_cpu" in mapped.path for mapped in each.memory_maps())]
-    assert len(loaded) == len(models)
+    configs = [path.read_text() for path in running.state.glob("groups/main/repository/*--net-*/config.pbtxt")]
+    native = sum('backend: "onnxruntime"' in config for config in configs)
+    servers = [each for each in running.processes() if "triton" in Path(each.cmdline()[0]).name]
+    loaded = [each for each in servers if any("openvino_intel_cpu" in mapped.path for mapped in each.memory_maps())]
+    assert len(configs) == len(models)
+    assert len(loaded) == len(models) - native + bool(native)  # Triton runs its own in one process
+    assert bool(native) == (ensure_runtime(cache_folder()).target.backend == "onnxruntime")

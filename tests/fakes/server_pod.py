@@ -113,12 +113,10 @@ class ServerPod:
             "SEGSERVE_CACHE_FOLDER": self.folder / "cache",
             "SEGSERVE_EXIT_TIMEOUT_SECONDS": 5,
             "SEGSERVE_GROUP": "main-1",
-            "SEGSERVE_NETWORK_BACKEND": "python",
             "SEGSERVE_POOL": "pool",
             "SEGSERVE_RUN_FOLDER": self.folder,
             "SEGSERVE_SHM_PREFIX": self.prefix,
             "SEGSERVE_TRITONSERVER": self.runtime.tritonserver,
             "SEGSERVE_TRITON_PORTS": f"{http},{grpc},{metrics}",
-            "SEGSERVE_TRITON_VERSION": "24.10",
         }
         return {**started.environment, **{name: str(value) for name, value in told.items()}, **self.more}

@@ -106,6 +106,13 @@ def test_a_tool_that_is_missing_is_said_with_what_brings_it_and_several_runs_say
     assert (tmp_path / "not-run.txt").read_text() == "1 skipped: needs Debian (make it)\n" * 2
 
 
+def test_a_run_that_is_about_a_tool_skips_all_tests_without_it(run: Run) -> None:
+    done = run(TESTS, "-m", "core", "--needs", "torchvision")
+
+    assert "passed" not in done.stdout
+    assert "1 skipped: needs Debian (make it)" in done.stdout
+
+
 def test_where_everything_must_run_a_skipped_test_is_a_failure(run: Run) -> None:
     done = run(TESTS, "-m", "needs", SEGSERVE_TEST_ALL="1")
 

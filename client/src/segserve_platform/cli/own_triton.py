@@ -53,7 +53,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="segserve-check-") as name:
         folder = Path(name)
         copy = shutil.copytree(repository, folder / "repository")
-        with _running(program, copy, folder) as server:
+        with _running(program, copy, folder, target) as server:
             runner = ActionRunner(
                 server,
                 Repository(copy),
@@ -91,7 +91,7 @@ def _proved(runner: ActionRunner, assigned: AssignedRevision) -> str:
 
 
 @contextmanager
-def _running(program: Path, repository: Path, folder: Path) -> Iterator[TritonServer]:
+def _running(program: Path, repository: Path, folder: Path, target: RenderTarget) -> Iterator[TritonServer]:
     ports, prefix = Ports(free_port(), free_port(), free_port()), f"segserve-check-{os.getpid()}-"
     folders = [path.parent.parent / "backends" for path in (program.absolute(), program.resolve())]
     backends = next(filter(Path.is_dir, folders), None)
@@ -101,6 +101,7 @@ def _running(program: Path, repository: Path, folder: Path) -> Iterator[TritonSe
         program.absolute(),
         repository,
         backends,
+        target,
         address=LOOPBACK,
         ports=ports,
         exit_timeout_s=_END_S,

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import threading
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from segserve_builder.agent.processes import ServerUse, StepProcesses, gpu_count
 from segserve_builder.agent.runner import ActionRunner
 from segserve_builder.agent.server import Repository, ServerObserver, TritonServer
 from segserve_builder.cpus import available_cpus
-from segserve_builder.render.target import EMBEDDED
+from segserve_builder.render.target import BACKEND_VARIABLE, RELEASE_VARIABLE, RenderTarget
 from segserve_builder.sources.access import ACCESS_VARIABLE, LOCAL, Access
 
 
@@ -39,7 +38,7 @@ def main() -> None:
     observer = ServerObserver(server, repository, StepProcesses(arguments.pid_file) if arguments.pid_file else None)
     configured = os.environ.get(ACCESS_VARIABLE)
     access = Access.model_validate_json(configured) if configured else LOCAL
-    target = replace(EMBEDDED, cpus=available_cpus())
+    target = RenderTarget.named(os.environ[RELEASE_VARIABLE], os.environ[BACKEND_VARIABLE], available_cpus())
     runner = ActionRunner(server, repository, arguments.cache, folder / "triton.log", target, access=access)
     agent = Agent(folder, runner, observer, metrics_port=arguments.metrics)
     stop = threading.Event()

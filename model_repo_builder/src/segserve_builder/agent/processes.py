@@ -19,6 +19,8 @@ from segserve_common.process_record import ProcessRecord
 _STUB: Final = "triton_python_backend_stub"
 _ENDED: Final = frozenset({psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
 _AT_WORK: Final = frozenset({psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP})
+_REAPED: Final = "Triton removed the process before its cause was read"
+"""Triton 26.04 waits for a dead process whenever the readiness of its step is queried."""
 IDLE_S: Final = 20.0
 IDLE_CPU_S: Final = 0.1
 """A process that waits for Triton uses a tenth of this in `IDLE_S`, one that loads far more, also on a busy machine."""
@@ -48,7 +50,7 @@ class ProcessWatch(Protocol):
 
     @property
     def deaths(self) -> Mapping[str, StepDeath]:
-        """The last death of each step whose end could be read."""
+        """The last death of each step that had one."""
         ...
 
     def server_runs(self) -> bool | None:
@@ -79,9 +81,10 @@ class StepProcesses:
         self._server: psutil.Process | None = None
         self._record: ProcessRecord | None = None
         self._stubs: dict[str, list[psutil.Process]] = {}
+        self._lacking: frozenset[str] = frozenset()
         self._seen: dict[ProcessRecord, tuple[float, float]] = {}
         self.deaths: dict[str, StepDeath] = {}
-        """The last death of each step whose end could be read."""
+        """The last death of each step."""
 
     def server_runs(self) -> bool | None:
         """Return whether the recorded server runs; None without a record."""
@@ -95,16 +98,19 @@ class StepProcesses:
         """
         if self._find_server() is None:
             return frozenset()
-        short = self._short(needed)
-        if not short:
-            return short
+        former, noticed = self._stubs, self._lacking
+        if short := self._short(needed):
+            self._stubs = self._find_stubs()
+        self._lacking = self._short(needed) if short else short
         for step in short:
-            for process in self._stubs.get(step, ()):
-                cause = None if _is_alive(process) else _end_of(process)
-                if cause is not None:
-                    self.deaths[step] = StepDeath(time.time(), cause)
-        self._stubs = self._find_stubs()
-        return self._short(needed)
+            causes = [_end_of(process) for process in former.get(step, ()) if not _is_alive(process)]
+            cause = next(filter(None, causes), None)
+            # The rest of a step that was short, and all of one that is complete again, ended because it was reloaded.
+            if cause is None and causes and step in self._lacking - noticed:
+                cause = _REAPED
+            if cause is not None:
+                self.deaths[step] = StepDeath(time.time(), cause)
+        return self._lacking
 
     def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
         """End processes of the steps `loading` that have been idle for `IDLE_S`, and return their steps.

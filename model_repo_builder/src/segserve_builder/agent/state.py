@@ -216,7 +216,7 @@ class ServerSnapshot:
     `states` are the repository index's, by model name; `loaded` are the ready ensembles as the server reports them,
     `published` all ensembles as the repository's files describe them; `folders` are the names in the repository,
     `dead` the steps that Triton reports as ready although a process of theirs has died, and `deaths` the last death of
-    every step that ever had one and was explained. `opened` are, by shared step, the members that it has opened, as "",
+    every step that ever had one. `opened` are, by shared step, the members that it has opened, as "",
     and why others cannot be.
     """
 

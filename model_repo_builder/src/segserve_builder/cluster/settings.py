@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 from pydantic import ValidationError
 
 from segserve_builder.cpus import available_cpus
-from segserve_builder.render.target import RenderTarget
+from segserve_builder.render.target import BACKEND_VARIABLE, RELEASE_VARIABLE, RenderTarget
 from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_builder.spec.names import TRACES_VARIABLE
@@ -143,8 +143,8 @@ def _access(environment: Mapping[str, str]) -> Access:
 
 
 def _target(environment: Mapping[str, str]) -> RenderTarget:
-    release = _required(environment, "SEGSERVE_TRITON_VERSION")
-    backend = environment.get("SEGSERVE_NETWORK_BACKEND") or "python"
+    release = _required(environment, RELEASE_VARIABLE)
+    backend = environment.get(BACKEND_VARIABLE) or "python"
     return RenderTarget.named(release, backend, available_cpus(environment))
 
 

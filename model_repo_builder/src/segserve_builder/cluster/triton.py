@@ -60,7 +60,6 @@ _PAUSE_S: Final = 0.5
 PAUSE_AFTER_CRASH_S: Final = 3.0
 NVIDIA_ENTRYPOINT: Final = Path("/opt/nvidia/nvidia_entrypoint.sh")
 _NO_GPUS: Final = ("", "void", "none")
-_HTTP_LIMIT_SINCE: Final = (25, 7)
 _READ_BYTES: Final = 64 * 1024
 _MAX_LINE_BYTES: Final = 2**20
 OWNERS_INTERVAL_S: Final = 5.0
@@ -264,23 +263,19 @@ def main() -> None:
 
 def arguments(settings: TritonSettings, api_secret: str) -> tuple[str, ...]:
     """Return Triton's command line; it starts without models, and its restricted APIs require `api_secret`."""
-    # Older releases exit with an error at arguments that they do not have.
-    newer = []
-    if settings.max_request_bytes is not None and settings.target.release >= _HTTP_LIMIT_SINCE:
-        newer.append(f"--http-max-input-size={settings.max_request_bytes}")
-    if settings.target.has_histograms:
-        newer.append("--metrics-config=histogram_latencies=true")
     common = server_arguments(
         settings.executable,
         settings.folder.repository,
         settings.backends,
+        settings.target,
         address=settings.address,
         ports=settings.ports,
         exit_timeout_s=settings.exit_timeout_s,
         shm_prefix=settings.shm_prefix,
         traces_url=settings.traces_url,
+        max_request_bytes=settings.max_request_bytes,
     )
-    return (*common, *secret.server_arguments(api_secret), *newer)
+    return (*common, *secret.server_arguments(api_secret))
 
 
 def gpu_entrypoint(inherited: Mapping[str, str]) -> tuple[str, ...]:

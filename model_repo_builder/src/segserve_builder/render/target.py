@@ -19,6 +19,9 @@ MOST_JOINED: Final = 16
 """Images that a step which is all of a model runs beside each other, at most."""
 MOST_STAGES: Final = 8
 """Processes of the step before a network, and of the one after it, at most."""
+RELEASE_VARIABLE: Final = "SEGSERVE_TRITON_VERSION"
+BACKEND_VARIABLE: Final = "SEGSERVE_NETWORK_BACKEND"
+"""Environment variables of an agent: its Triton's release, and the backend that runs networks."""
 _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 
 
@@ -45,6 +48,11 @@ class RenderTarget:
             if backend == known:
                 return cls(number, known, cpus)
         raise UnknownNameError("backend of networks", backend, get_args(Backend))
+
+    @property
+    def name(self) -> str:
+        """The release as '26.04'."""
+        return f"{self.release[0]}.{self.release[1]:02}"
 
     @property
     def has_histograms(self) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from segserve_builder.memory import SERVER_MALLOC
 from segserve_builder.spec.names import SLICE_HEADER
+
+if TYPE_CHECKING:
+    from segserve_builder.render.target import RenderTarget
 
 STEP_ENVIRONMENT: Final = {
     # Each stub is a process of its own; ONNX Runtime has its own setting.
@@ -32,6 +35,7 @@ _TRACES: Final = (
     "count=-1",
 )
 _FORWARDED: Final = f"(?i)^{SLICE_HEADER}$"
+_HTTP_LIMIT_SINCE: Final = (25, 6)
 _SHM_FOLDER: Final = Path("/dev/shm")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PREFIX: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
@@ -50,12 +54,14 @@ def server_arguments(
     executable: Path,
     repository: Path,
     backends: Path,
+    target: RenderTarget,
     *,
     address: str,
     ports: Ports,
     exit_timeout_s: int,
     shm_prefix: str,
     traces_url: str | None = None,
+    max_request_bytes: int | None = None,
 ) -> tuple[str, ...]:
     """Return the command line of a Triton that loads models on request only.
 
@@ -66,6 +72,12 @@ def server_arguments(
     """
     _check_prefix(shm_prefix)
     traces = () if traces_url is None else (*_TRACES, f"opentelemetry,url={traces_url}")
+    # Older releases exit with an error at arguments that they do not have.
+    newer = []
+    if max_request_bytes is not None and target.release >= _HTTP_LIMIT_SINCE:
+        newer.append(f"--http-max-input-size={max_request_bytes}")
+    if target.has_histograms:
+        newer.append("--metrics-config=histogram_latencies=true")
     # Its HTTP library takes an address without the prefix for one of IPv4, and gRPC needs the brackets.
     http, grpc = (f"ipv6:{address}", f"[{address}]") if ":" in address else (address, address)
     return (
@@ -87,6 +99,7 @@ def server_arguments(
         f"--grpc-header-forward-pattern={_FORWARDED}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         *(f"--trace-config={setting}" for setting in traces),
+        *newer,
     )
 
 

@@ -12,7 +12,8 @@ from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, read_platform
 from segserve_operator.adapters.local.leftovers import shm_prefix, sweep_step_environments
 
-STOP_GRACE_S: Final = 10.0
+STOP_GRACE_S: Final = 20.0
+"""Longer than a Triton's exit timeout."""
 
 
 def end(state: StateFolder, *, keep_models: bool = False) -> bool:

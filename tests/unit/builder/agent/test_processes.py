@@ -18,12 +18,16 @@ from segserve_builder.agent import processes as agent_processes
 from segserve_builder.agent.processes import IDLE_CPU_S, IDLE_S, StepProcesses
 from segserve_common.process_record import ProcessRecord
 
-# Like Triton, it does not wait for a step's process that has ended.
+# Like Triton 2.51, it does not wait for a step's process that has ended; like Triton 26.04, it does when it is asked.
 SERVER = """
 import subprocess, sys
 steps = [subprocess.Popen([sys.argv[1], step]) for step in sys.argv[2:]]
 print(*(step.pid for step in steps), flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    steps[0].wait()
+    if line == "reload\\n":
+        steps[0] = subprocess.Popen(steps[0].args)
+    print("done", flush=True)
 for step in steps:
     step.kill()
     step.wait()
@@ -34,6 +38,14 @@ for step in steps:
 class Server:
     record: Path
     steps: dict[str, int]
+    process: subprocess.Popen[str]
+
+    def ask(self, what: str) -> None:
+        """Return once it has waited for the end of `net`, and has started it again if it is asked to "reload"."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(what, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
 
 
 @pytest.fixture
@@ -54,7 +66,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         pids = map(int, process.stdout.readline().split())
         record = tmp_path / "triton.json"
         record.write_text(ProcessRecord.of(process.pid).to_json())
-        yield Server(record, dict(zip(("net", "post"), pids, strict=True)))
+        yield Server(record, dict(zip(("net", "post"), pids, strict=True)), process)
         process.stdin.close()
 
 
@@ -76,6 +88,24 @@ def test_what_ended_a_steps_process_is_kept(server: Server, number: signal.Signa
 
     assert processes.short_of(needed) == {"net"}
     assert {step: death.cause for step, death in processes.deaths.items()} == {"net": cause}
+
+
+@pytest.mark.parametrize(
+    ("asked", "short", "causes"),
+    [("remove", {"net"}, {"net": "Triton removed the process before its cause was read"}), ("reload", set(), {})],
+)
+def test_a_process_that_its_server_removed_has_died_unless_it_was_loaded_again(
+    server: Server, asked: str, short: set[str], causes: dict[str, str]
+) -> None:
+    processes = StepProcesses(server.record)
+    needed = {"net": 1, "post": 1}
+    assert processes.short_of(needed) == frozenset()
+
+    psutil.Process(server.steps["net"]).kill()
+    server.ask(asked)
+
+    assert processes.short_of(needed) == short
+    assert {step: death.cause for step, death in processes.deaths.items()} == causes
 
 
 class Clock:

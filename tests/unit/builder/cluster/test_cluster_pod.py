@@ -89,7 +89,8 @@ def test_each_release_of_triton_gets_only_the_flags_that_it_knows() -> None:
     told = {"SEGSERVE_MAX_REQUEST_BYTES": "99"}
     newer = {"http-max-input-size", "metrics-config"}
     assert newer & flags(**told).keys() == set()
-    assert newer & flags(**told, SEGSERVE_TRITON_VERSION="25.07").keys() == {"http-max-input-size"}
+    assert newer & flags(**told, SEGSERVE_TRITON_VERSION="25.05").keys() == set()
+    assert newer & flags(**told, SEGSERVE_TRITON_VERSION="25.06").keys() == {"http-max-input-size"}
     assert newer <= flags(**told, SEGSERVE_TRITON_VERSION="26.04").keys()
 
 

@@ -27,7 +27,7 @@ from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.world.observed import EffectFailure, ObservedCondition, Roles
 from segserve_operator.local_platform.metrics import LocalMetrics, MetricsText
 
-RUNTIME = RuntimeEnvironment(root=Path("/runtime"), code=Path("/runtime/code"), library_folder=Path("/lib"))
+RUNTIME = RuntimeEnvironment(*map(Path, ("/runtime", "/runtime/code", "/lib", "/triton", "/backends")))
 TRITON = """\
 # HELP nv_inference_count Number of inferences
 # TYPE nv_inference_count counter

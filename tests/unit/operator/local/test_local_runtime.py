@@ -94,7 +94,7 @@ def test_the_gpu_build_is_of_the_pinned_version_and_installed_once(
 ) -> None:
     """The real one has 1.6 GB."""
     commands: list[list[str]] = []
-    made = runtime.RuntimeEnvironment(tmp_path, tmp_path, tmp_path)
+    made = runtime.RuntimeEnvironment(*[tmp_path] * 5)
     monkeypatch.setattr(runtime, "ensure_runtime", lambda *_, **__: made)
     monkeypatch.setattr(runtime, "run_or_raise", lambda command, _: commands.append(command))
 
@@ -115,3 +115,85 @@ def test_all_lists_have_the_same_versions() -> None:
     assert cuda["onnxruntime-gpu"] == common["onnxruntime"]
     assert {name: version for name, version in cuda.items() if common.get(name, version) != version} == {}
     assert "openvino=={openvino}".format_map(versions("openvino")) == REQUIREMENT
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> runtime.RuntimeEnvironment:
+    """An environment whose wheel has a library of the server's, under a name of its own."""
+    root = tmp_path / "root"
+    library = runtime._libraries(root) / "libtritonserver-1234abcd.so"
+    stub = root / "backends" / runtime._STUB
+    for path in (library, stub):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    return runtime.RuntimeEnvironment(root, root / "code", root / "lib", root / "triton", root / "backends")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of a Triton with both backends, whose stub is of this Python."""
+    folder = tmp_path / "own"
+    for name in ("onnxruntime/libtriton_onnxruntime.so", str(runtime._STUB)):
+        (folder / "backends" / name).parent.mkdir(parents=True)
+        (folder / "backends" / name).write_bytes(f"libpython3.{sys.version_info.minor}.so.1.0".encode())
+    return folder
+
+
+def write_server(folder: Path, *lines: str) -> None:
+    """Write a server that prints lines, as Triton does before it ends without models."""
+    (folder / "bin").mkdir()
+    (folder / "bin/tritonserver").write_text("\n".join(["#!/bin/sh", "cat <<END", *lines, "END", "exit 1", ""]))
+    (folder / "bin/tritonserver").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        *(("2.51.0", "24.10"), ("2.54.0", "25.01"), ("2.59.0", "25.06"), ("2.60.0", "25.08")),
+        *(("2.64.0", "25.12"), ("2.65.0", "26.01"), ("2.68.0", "26.04"), ("2.72.0", "26.08")),
+    ],
+)
+def test_a_triton_of_ones_own_has_the_release_that_it_prints(
+    embedded: runtime.RuntimeEnvironment, own: Path, version: str, release: str
+) -> None:
+    write_server(own, "| server_id        | triton |", f"| server_version   | {version} |")
+
+    made = runtime._with_triton(embedded, own)
+
+    assert (made.target.name, made.target.backend) == (release, "onnxruntime")
+    assert (made.tritonserver, made.backends) == (own / "bin/tritonserver", own / "backends")
+
+
+def test_backends_alone_are_loaded_by_the_embedded_triton_beside_its_own_python_backend(
+    embedded: runtime.RuntimeEnvironment, own: Path
+) -> None:
+    for _ in range(2):
+        made = runtime._with_triton(embedded, own)
+
+    assert (made.target.name, made.target.backend) == ("24.10", "onnxruntime")
+    assert made.tritonserver == embedded.tritonserver
+    assert {path.name: path.resolve() for path in made.backends.iterdir()} == {
+        "onnxruntime": own / "backends/onnxruntime",
+        "python": embedded.backends / "python",
+        "libtritonserver.so": runtime._libraries(embedded.root) / "libtritonserver-1234abcd.so",
+    }
+    assert str(made.backends) in made.library_path["LD_LIBRARY_PATH"].split(":")
+
+
+def test_a_triton_that_cannot_run_here_is_refused_with_what_is_wrong(
+    embedded: runtime.RuntimeEnvironment, own: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(runtime.TritonFolderError, match=f"SEGSERVE_TRITON={tmp_path}/none: expected backends/"):
+        runtime._with_triton(embedded, tmp_path / "none")
+
+    write_server(own, "cannot open shared object file")
+    with pytest.raises(runtime.TritonFolderError, match=r"does not print a version 2\.N:\ncannot open shared"):
+        runtime._with_triton(embedded, own)
+
+    (own / "backends" / runtime._STUB).write_bytes(b"libpython3.9.so.1.0")
+    with pytest.raises(runtime.PythonVersionError, match=r"needs 3\.9"):
+        runtime._with_triton(embedded, own)
+
+    (own / "backends" / runtime._STUB).unlink()
+    with pytest.raises(runtime.TritonFolderError, match="triton_python_backend_stub is missing"):
+        runtime._with_triton(embedded, own)

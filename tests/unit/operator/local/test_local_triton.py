@@ -30,7 +30,11 @@ from segserve_operator.adapters.local.fleet import AGENT_HANGS_S, AGENT_STARTS_S
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
 RUNTIME = RuntimeEnvironment(
-    root=Path("/cache/runtime/1"), code=Path("/cache/runtime/1/code/2"), library_folder=Path("/lib")
+    root=Path("/cache/runtime/1"),
+    code=Path("/cache/runtime/1/code/2"),
+    library_folder=Path("/lib"),
+    triton=Path("/triton"),
+    backends=Path("/triton/backends"),
 )
 
 

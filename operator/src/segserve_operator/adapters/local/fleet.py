@@ -49,7 +49,8 @@ AGENT_HANGS_S: Final = 60.0
 RESTART_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
 STABLE_AFTER_S: Final = 60.0
 """How long a process must have run for its end not to count as another failure in a row."""
-STOP_GRACE_S: Final = 10.0
+STOP_GRACE_S: Final = 20.0
+"""Longer than a Triton's exit timeout."""
 # Below the range that Linux assigns to outgoing connections, so that a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import ClassVar, Final, TypeAlias
 
 import segserve_builder
 import segserve_common
+from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.steps.openvino_session import REQUIREMENT
 from segserve_common.interpreter import python
 from segserve_operator.adapters.local.code_folder import (
@@ -34,6 +36,12 @@ from segserve_operator.adapters.local.code_folder import (
 )
 
 PYTHON_VERSIONS: Final = ((3, 11), (3, 12))
+TRITON_VARIABLE: Final = "SEGSERVE_TRITON"
+"""Environment variable: a folder with a Triton's `bin/tritonserver` and `backends`, or with `backends` alone."""
+_SERVER: Final = Path("bin/tritonserver")
+_STUB: Final = Path("python/triton_python_backend_stub")
+_LIBRARY: Final = "libtritonserver.so"
+_LIBRARY_PATH: Final = "LD_LIBRARY_PATH"
 _MARKER: Final = "complete"
 _INSTALLING: Final = "installing Triton (240 MB to download)"
 _INSTALLING_OPENVINO: Final = "installing OpenVINO (59 MB to download)"
@@ -65,6 +73,12 @@ class PythonVersionError(RuntimeEnvironmentError):
     reason = "PythonVersion"
 
 
+class TritonFolderError(RuntimeEnvironmentError):
+    """The folder that `SEGSERVE_TRITON` names has no Triton that runs here."""
+
+    reason = "TritonFolder"
+
+
 class InstallError(RuntimeEnvironmentError):
     """A command such as `venv` or `pip` failed; the message ends with the last lines of its output."""
 
@@ -76,12 +90,16 @@ class RuntimeEnvironment:
     """A complete runtime environment.
 
     `root` is its folder, `code` the folder with only its copies of segserve_builder and segserve_common,
-    `library_folder` the folder of libpython.
+    `library_folder` the folder of libpython. `triton` is the folder of its server, `backends` that of the server's
+    backends, `target` what repositories are rendered for.
     """
 
     root: Path
     code: Path
     library_folder: Path
+    triton: Path
+    backends: Path
+    target: RenderTarget = EMBEDDED
 
     @property
     def python(self) -> Path:
@@ -96,12 +114,14 @@ class RuntimeEnvironment:
     @property
     def tritonserver(self) -> Path:
         """Path of the server's executable."""
-        return _triton_folder(self.root) / "bin" / "tritonserver"
+        return self.triton / _SERVER
 
     @property
-    def backends(self) -> Path:
-        """Path of the folder of Triton's backends, with the stub for this Python version."""
-        return self.root / "backends"
+    def library_path(self) -> dict[str, str]:
+        """The environment variable with the folders of the libraries that the server and its backends load."""
+        own = (self.library_folder, self.triton / "lib", _libraries(self.root), self.backends)
+        inherited = os.environ.get(_LIBRARY_PATH)
+        return {_LIBRARY_PATH: os.pathsep.join([*map(str, own), *([inherited] if inherited else [])])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +147,8 @@ def ensure_runtime(
     `kernels` are the modules of kernels to compile, all by default. Another one is compiled by the step that imports it
     first, which takes seconds.
 
+    Its Triton is the embedded one, or the one that the environment variable `SEGSERVE_TRITON` names.
+
     Safe to call from several processes: one creates it, the others wait. An incomplete environment is created again.
     `progress` is called before and during each long step, from several threads. Raises `RuntimeEnvironmentError`.
     """
@@ -141,7 +163,66 @@ def ensure_runtime(
         if not has_all_kernels(code) and (kernels is None or missing_kernels(code, kernels)):
             reuse_kernels(code, _CODE)
             _compile_kernels(root, code, kernels, progress)
-    return RuntimeEnvironment(root, code, library_folder)
+    embedded = RuntimeEnvironment(root, code, library_folder, _triton_folder(root), root / "backends")
+    own = os.environ.get(TRITON_VARIABLE)
+    return _with_triton(embedded, Path(own).resolve()) if own else embedded
+
+
+def _with_triton(embedded: RuntimeEnvironment, folder: Path) -> RuntimeEnvironment:
+    """Return an environment with the Triton of a folder, or with the embedded one and the folder's backends.
+
+    Raises `TritonFolderError` and `PythonVersionError`.
+    """
+    backends = folder / "backends"
+    if not backends.is_dir():
+        expected = "expected backends/ in it, and bin/tritonserver unless the embedded Triton is to load them"
+        raise TritonFolderError(f"{TRITON_VARIABLE}={folder}: {expected}")
+    backend = "onnxruntime" if (backends / "onnxruntime").is_dir() else "python"
+    if (folder / _SERVER).exists():
+        own = replace(embedded, triton=folder, backends=backends)
+        _check_stub(backends / _STUB)
+        return replace(own, target=RenderTarget.named(_release(own), backend))
+    # Triton takes one folder of backends, and backends name the server's library as Triton's own builds do.
+    joined = embedded.root / f"backends-{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"
+    (library,) = _libraries(embedded.root).glob("libtritonserver-*.so")
+    links = {path.name: path for path in (*backends.iterdir(), *embedded.backends.iterdir())} | {_LIBRARY: library}
+    with _locked(embedded.root.with_suffix(".lock")):
+        joined.mkdir(exist_ok=True)
+        for name, path in links.items():
+            if not (joined / name).exists():
+                (joined / name).unlink(missing_ok=True)
+                (joined / name).symlink_to(path)
+    return replace(embedded, backends=joined, target=replace(EMBEDDED, backend=backend))
+
+
+def _check_stub(stub: Path) -> None:
+    """Raise if a Triton's Python steps do not run on this Python."""
+    if not stub.exists():
+        raise TritonFolderError(f"{TRITON_VARIABLE}: {stub} is missing; steps before and after networks run in it")
+    found = re.search(rb"libpython(3\.\d+)\.so", stub.read_bytes())
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if found is not None and (needed := found[1].decode()) != version:
+        raise PythonVersionError(f"segserve runs on Python {version}; {stub} needs {needed}: install segserve for that")
+
+
+def _release(runtime: RuntimeEnvironment) -> str:
+    """Return the release of a server, such as '26.04': its version is among what it prints before it misses models."""
+    done = subprocess.run(
+        [runtime.tritonserver, f"--model-repository={runtime.root / 'none'}"],
+        env=dict(os.environ) | runtime.library_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"server_version\s*\|\s*2\.(\d+)\.", done.stdout)
+    if found is None:
+        last = "\n".join(done.stdout.splitlines()[-5:])
+        raise TritonFolderError(f"{TRITON_VARIABLE}: {runtime.tritonserver} does not print a version 2.N:\n{last}")
+    minor = int(found[1])
+    # A minor version is a month, from 2.51 in October 2024 on; July 2025 has 2.59.1.
+    months = 24 * 12 + 9 + minor - 51 + (minor >= 60)
+    return f"{months // 12}.{months % 12 + 1:02}"
 
 
 def ensure_openvino(cache: Path, progress: OnStep = lambda _: None) -> None:
@@ -310,6 +391,10 @@ def _interpreter(root: Path) -> Path:
 
 def _triton_folder(root: Path) -> Path:
     return site_packages(root) / "pytriton" / "tritonserver"
+
+
+def _libraries(root: Path) -> Path:
+    return site_packages(root) / "nvidia_pytriton.libs"
 
 
 def _compile_kernels(root: Path, code: Path, kernels: Collection[str] | None, progress: OnStep) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from segserve_builder.agent import secret
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
+from segserve_builder.render.target import BACKEND_VARIABLE, RELEASE_VARIABLE
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
 from segserve_builder.spec.names import TRACES_VARIABLE
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
@@ -19,7 +20,8 @@ from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 LOOPBACK: Final = "127.0.0.1"
 """The only address it listens on: this build of Triton has known vulnerabilities and is for development (see docs)."""
 
-EXIT_TIMEOUT_S: Final = 5
+EXIT_TIMEOUT_S: Final = 15
+"""Triton 26.04 unloads about one Python process a second; it ends as soon as all are unloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def triton_command(
         runtime.tritonserver,
         repository.resolve(),
         runtime.backends,
+        runtime.target,
         address=LOOPBACK,
         ports=ports,
         exit_timeout_s=EXIT_TIMEOUT_S,
@@ -60,15 +63,16 @@ def triton_command(
     hidden = dict(option.split("=", 1) for option in secret.server_arguments(api_secret))
     limit = {STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
     traces = {} if traces_url is None else {TRACES_VARIABLE: traces_url}
-    environment = runtime_environment(runtime) | _library_path(runtime) | STEP_ENVIRONMENT | limit | traces | hidden
+    environment = runtime_environment(runtime) | runtime.library_path | STEP_ENVIRONMENT | limit | traces | hidden
     return Command(argv, environment)
 
 
 def runtime_environment(runtime: RuntimeEnvironment) -> dict[str, str]:
-    """Return this process's environment variables, with the runtime's interpreter first in PATH and its code pinned."""
+    """Return this process's environment variables and the runtime's: its interpreter first in PATH, code and target."""
     inherited = os.environ.get("PATH", os.defpath)
     path = os.pathsep.join([str(runtime.python.parent), inherited])  # stubs find their Python through PATH
-    return dict(os.environ) | {"PATH": path, CODE_VARIABLE: str(runtime.code)} | SILENT
+    target = {RELEASE_VARIABLE: runtime.target.name, BACKEND_VARIABLE: runtime.target.backend}
+    return dict(os.environ) | {"PATH": path, CODE_VARIABLE: str(runtime.code)} | target | SILENT
 
 
 def is_port_free(port: int) -> bool:
@@ -84,9 +88,3 @@ def free_port() -> int:
     """Return a port of loopback that no server listens on now."""
     with socket.create_server((LOOPBACK, 0)) as probe:
         return int(probe.getsockname()[1])
-
-
-def _library_path(runtime: RuntimeEnvironment) -> dict[str, str]:
-    folders = [str(runtime.library_folder), str(runtime.site_packages / "nvidia_pytriton.libs")]
-    inherited = os.environ.get("LD_LIBRARY_PATH")
-    return {"LD_LIBRARY_PATH": os.pathsep.join([*folders, inherited] if inherited else folders)}
