@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -106,12 +107,26 @@ def test_an_instance_of_each_kind_that_is_killed_is_loaded_again(watched: Watche
         for name in (f"{step}_0_0", f"{step}_0_1"):
             former = watched.instances()[name]
             kill(former)
-            comes_back(watched, lambda name=name, former=former: watched.instances().get(name, former) != former)
+            # Triton keeps the other processes of the step for a while.
+            comes_back(watched, partial(_is_newer, watched, name, former.create_time()))
             assert f"{step} died" in watched.condition("coins", "RevisionLoaded")["message"]
             assert "killed by SIGKILL" in watched.condition("coins", "RevisionLoaded")["message"]
 
+        # Ended once they are idle, so that a step does not grow with each death.
+        until(lambda: _stubs(watched) == len(watched.instances()), "the end of the former processes")
+
     assert unexpected(load.failures, BROKEN_OFF) == []
     assert watched.process("groups/main/triton") == triton
+
+
+def _is_newer(watched: Watched, name: str, created_s: float) -> bool:
+    process = watched.instances().get(name)
+    return process is not None and process.create_time() > created_s
+
+
+def _stubs(watched: Watched) -> int:
+    children = watched.process("groups/main/triton").children()
+    return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
 def test_callers_outlast_a_step_that_gets_no_core_for_seconds(watched: Watched) -> None:

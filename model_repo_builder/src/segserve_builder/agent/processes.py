@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -82,7 +82,9 @@ class StepProcesses:
         self._record: ProcessRecord | None = None
         self._stubs: dict[str, list[psutil.Process]] = {}
         self._lacking: frozenset[str] = frozenset()
-        self._seen: dict[ProcessRecord, tuple[float, float]] = {}
+        self._dead: set[psutil.Process] = set()
+        self._rest: dict[str, set[psutil.Process]] = {}
+        self._seen: dict[psutil.Process, tuple[float, float]] = {}
         self.deaths: dict[str, StepDeath] = {}
         """The last death of each step."""
 
@@ -95,21 +97,29 @@ class StepProcesses:
         """Return the steps with fewer live processes than `needed` says; none if the server is not known.
 
         Listing children walks over all processes of the machine, so it is done only when a cached process is gone.
+        Where a process of a step has died, Triton 2.51 loads the step again and keeps its other processes. They count
+        for nothing, and are ended once they are idle.
         """
         if self._find_server() is None:
             return frozenset()
         former, noticed = self._stubs, self._lacking
         if short := self._short(needed):
-            self._stubs = self._find_stubs()
+            self._find_newest(needed)
         self._lacking = self._short(needed) if short else short
         for step in short:
-            causes = [_end_of(process) for process in former.get(step, ()) if not _is_alive(process)]
+            alive = set(filter(_is_alive, former.get(step, ())))
+            dead = {*former.get(step, ())} - alive - self._dead
+            if dead:
+                self._dead |= dead
+                self._rest.setdefault(step, set()).update(alive)
+            causes = list(map(_end_of, dead))
             cause = next(filter(None, causes), None)
             # The rest of a step that was short, and all of one that is complete again, ended because it was reloaded.
             if cause is None and causes and step in self._lacking - noticed:
                 cause = _REAPED
             if cause is not None:
                 self.deaths[step] = StepDeath(time.time(), cause)
+        self._end_replaced(needed.keys() - self._lacking)
         return self._lacking
 
     def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
@@ -118,26 +128,24 @@ class StepProcesses:
         Triton takes a process that does not run for a second while it initializes for dead, and then waits forever for
         the end of a healthy process that waits for Triton (`StubLauncher::Launch` in Triton's stub_launcher.cc).
         """
-        now_s, seen, ended = time.monotonic(), {}, set()
+        now_s, ended = time.monotonic(), set()
         stubs = self._find_stubs() if loading and self._find_server() is not None else {}
         for step in loading.keys() & stubs.keys():
             young = []
             for process in stubs[step]:
                 with suppress(psutil.Error, OSError):
-                    record, times = ProcessRecord.of(process.pid), process.cpu_times()
-                    used_s, since_s = self._seen.get(record, (-IDLE_CPU_S, now_s))
-                    if process.status() in _AT_WORK or times.user + times.system - used_s >= IDLE_CPU_S:
-                        used_s, since_s = times.user + times.system, now_s
-                    if record.age_s <= loading[step]:
-                        seen[record] = used_s, since_s
-                        young.append((process, since_s))
+                    idle_s = self._idle_s(process, now_s)
+                    if ProcessRecord.of(process.pid).age_s <= loading[step]:
+                        young.append((process, idle_s))
             # Instances that are loaded are idle while another one of the step still loads.
-            if young and all(now_s - since_s >= IDLE_S for _, since_s in young):
+            if young and all(idle_s >= IDLE_S for _, idle_s in young):
                 for process, _ in young:
                     with suppress(psutil.Error):
                         process.kill()
                 ended.add(step)
-        self._seen = seen
+        looked_at = {process for step in loading for process in stubs.get(step, ())}
+        looked_at = looked_at.union(*self._rest.values())
+        self._seen = {process: use for process, use in self._seen.items() if process in looked_at}
         return frozenset(ended)
 
     def end_server(self) -> None:
@@ -145,6 +153,33 @@ class StepProcesses:
         if (server := self._find_server()) is not None:
             with suppress(psutil.Error):
                 server.terminate()
+
+    def _find_newest(self, needed: Mapping[str, int]) -> None:
+        """Find the newest processes of each step, those that have died among them."""
+        found, former, self._stubs = self._find_stubs(), self._stubs, {}
+        for step, count in needed.items():
+            known = {*former.get(step, ()), *found.get(step, ())}
+            self._stubs[step] = sorted(known, key=lambda process: (process.create_time(), process.pid))[-count:]
+        self._dead &= {process for processes in self._stubs.values() for process in processes}
+
+    def _end_replaced(self, steps: Collection[str]) -> None:
+        now_s = time.monotonic()
+        for step in self._rest.keys() & steps:
+            for process in self._rest[step] - set(self._stubs[step]):
+                with suppress(psutil.NoSuchProcess):
+                    if self._idle_s(process, now_s) < IDLE_S:
+                        continue
+                    process.kill()
+                self._rest[step].remove(process)
+
+    def _idle_s(self, process: psutil.Process, now_s: float) -> float:
+        """Return for how long a process has been idle since it was first looked at."""
+        times = process.cpu_times()
+        used_s, since_s = self._seen.get(process, (-IDLE_CPU_S, now_s))
+        if process.status() in _AT_WORK or times.user + times.system - used_s >= IDLE_CPU_S:
+            used_s, since_s = times.user + times.system, now_s
+        self._seen[process] = used_s, since_s
+        return now_s - since_s
 
     def _short(self, needed: Mapping[str, int]) -> frozenset[str]:
         alive = {step: sum(map(_is_alive, self._stubs.get(step, ()))) for step in needed}
@@ -164,7 +199,7 @@ class StepProcesses:
             record = read_file(self._pid_file, ProcessRecord.from_json)
             if self._server is None or record != self._record:
                 self._server, self._record = _process(record), record
-                self._stubs = {}
+                self._stubs, self._dead, self._rest, self._seen = {}, set(), {}, {}
         except (OSError, ValueError, psutil.Error):
             self._server = None
         return self._server

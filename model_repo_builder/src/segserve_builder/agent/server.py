@@ -354,7 +354,9 @@ class ServerObserver:
         short: frozenset[str] = frozenset()
         if self._processes is not None:
             needed = {step: count for one in state.published() for step, count in one.processes.items()}
-            short = self._processes.short_of({s: count for s, count in needed.items() if states.get(s) == READY})
+            ready = {step: count for step, count in needed.items() if states.get(step) == READY}
+            # While a step is repaired, its former processes answer callers.
+            short = self._processes.short_of({step: ready[step] for step in ready.keys() - under_repair})
         dead = short | under_repair | self._suspects
         deaths = {} if self._processes is None else dict(self._processes.deaths)
         opened = opened_members(self._repository.root)

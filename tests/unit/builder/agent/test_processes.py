@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,12 +119,68 @@ class Clock:
     def monotonic(self) -> float:
         return self.now_s
 
+    def time(self) -> float:
+        return self.now_s
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(agent_processes, "time", made)
     return made
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Iterator[Callable[[int], list[psutil.Process]]]:
+    """Starts so many processes of the step `net`, which are idle, as this process's children."""
+    stub, file = tmp_path / "triton_python_backend_stub", tmp_path / "net/1/model.py"
+    stub.symlink_to(sys.executable)
+    file.parent.mkdir(parents=True)
+    file.write_text("import signal\nsignal.pause()\n")
+    (tmp_path / "triton.json").write_text(ProcessRecord.of(os.getpid()).to_json())
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(count: int) -> list[psutil.Process]:
+        time.sleep(0.02)  # the kernel counts hundredths of a second
+        made = [subprocess.Popen([stub, file]) for _ in range(count)]
+        started.extend(made)
+        return [psutil.Process(each.pid) for each in made]
+
+    yield start
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+def test_processes_that_a_repair_left_behind_count_for_nothing_and_are_ended_once_they_are_idle(
+    instances: Callable[[int], list[psutil.Process]], tmp_path: Path, clock: Clock
+) -> None:
+    """Triton 2.51 does not end the other instances of a step that it loads again after one has died."""
+    processes, needed = StepProcesses(tmp_path / "triton.json"), {"net": 3}
+    first = instances(3)
+    assert processes.short_of(needed) == frozenset()
+    first[0].kill()
+    until(lambda: not _lives(first[0]), "its end")
+    assert processes.short_of(needed) == {"net"}
+    clock.now_s = 2 * IDLE_S
+    assert processes.short_of({}) == frozenset()  # while it is repaired
+
+    second = instances(3)
+    assert processes.short_of(needed) == frozenset()
+    second[2].kill()
+    until(lambda: not _lives(second[2]), "its end")
+    assert processes.short_of(needed) == {"net"}
+    assert all(map(_lives, (*first[1:], *second[:2])))
+
+    third = instances(3)
+
+    def ended() -> bool:
+        clock.now_s += IDLE_S
+        assert processes.short_of(needed) == frozenset()
+        return not any(map(_lives, (*first, *second)))
+
+    until(ended, "the ends of the others")
+    assert all(map(_lives, third))
 
 
 def test_of_steps_that_are_loaded_for_long_the_idle_ones_are_ended(server: Server, clock: Clock) -> None:
@@ -157,3 +215,7 @@ def test_an_idle_step_that_no_load_has_started_is_left_alone(
 def _cpu_s(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
     return times.user + times.system
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.status() != psutil.STATUS_ZOMBIE
