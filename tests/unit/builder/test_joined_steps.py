@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from fakes.docs import ROOT
+from fakes.pipelines import pipeline_of
 from fakes.triton_python import FakeRequest, triton_python
 from segserve_builder.backend.link import DeadInstanceError, InstanceLink, InstanceListener, socket_folder
 from segserve_builder.errors import BusyError
@@ -46,6 +47,7 @@ PIPELINE = MODEL.spec.pipeline("coins")
 ARTIFACT = COINS / MODEL.spec.artifact.uri
 STEP = "segserve--pipeline--0123456789"
 TWO_CORES = replace(EMBEDDED, cpus=2)
+STREAMS = ({"temporalSmoothing": {"method": "exponential", "alpha": 0.4, "sceneCut": 1}}, {"argmax": {}})
 
 
 def rendered(target: RenderTarget = TWO_CORES, *, apart: bool = False, **changes: Any) -> Tree:
@@ -85,6 +87,24 @@ def test_other_networks_have_a_step_of_their_own(target: RenderTarget, changes: 
 
     assert len(tree.steps) == 3
     assert tree.ensemble[1].keys() == rendered().ensemble[1].keys()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "changes", "instances"),
+    [
+        pytest.param(2, {}, [2, 1, 2], id="two cores"),
+        pytest.param(64, {}, [8, 1, 8], id="many cores"),
+        pytest.param(None, {}, [1, 1, 1], id="cores are not known"),
+        pytest.param(2, {"postprocess": pipeline_of(postprocess=STREAMS).postprocess}, [2, 1, 1], id="it keeps streams"),
+        pytest.param(2, with_runtime(device="cpu", instances=2), [1, 2, 1], id="the network is on the CPU"),
+    ],
+)
+def test_the_steps_around_a_network_on_a_gpu_have_a_process_for_each_core(
+    cpus: int | None, changes: dict[str, Any], instances: list[int]
+) -> None:
+    tree = rendered(replace(EMBEDDED, cpus=cpus, backend="onnxruntime", has_gpu=True), **changes)
+
+    assert [tree.instances[step] for step in tree.steps] == instances
 
 
 @pytest.mark.same
