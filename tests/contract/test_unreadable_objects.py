@@ -271,7 +271,7 @@ def stable_servers(world: ClusterWorld) -> set[int]:
     return {max(count for _, count in shares.values()) for shares in answered(world).values()}
 
 
-async def test_a_pool_that_cannot_be_read_ends_no_server() -> None:
+async def test_a_pool_that_cannot_be_read_ends_no_server_and_says_why() -> None:
     world = world_with(json.loads(own_objects()))
     world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"replicas": 4}})
     await world.turns(12)
@@ -281,8 +281,43 @@ async def test_a_pool_that_cannot_be_read_ends_no_server() -> None:
     for _ in range(8):
         with suppress(SpecError):
             await world.turns(1)
+    written = world.kube.revision
+    with suppress(SpecError):
+        await world.run_pass()
 
     assert stable_servers(world) == {4}
+    assert world.kube.revision == written
+    assert [world.pool_condition(kind) for kind in ("Degraded", "Ready")] == [
+        ("True", "SpecInvalid"),
+        ("True", "Serving"),
+    ]
+    assert "unknown field 'gpuUtilization'" in world.pool_message("Degraded")
+    assert world.condition("coins", "Degraded")[0] == "False"
+
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"gpuUtilization": None}})
+    await world.turns(3)
+    assert world.pool_condition("Degraded")[0] == "False"
+
+
+async def test_a_new_pool_that_cannot_be_read_and_its_models_say_why_until_it_can() -> None:
+    objects = [item for item in json.loads(own_objects()) if item["kind"] in ("TritonPool", "SegmentationModel")]
+    for item in objects:
+        item.pop("status", None)
+    only(objects, "TritonPool")["spec"]["gpuUtilization"] = 70
+    world = world_with(objects)
+    for _ in range(2):
+        with pytest.raises(SpecError):
+            await world.run_pass()
+
+    why = "default: spec: unknown field 'gpuUtilization'"
+    assert why in world.pool_message("Ready")
+    assert world.pool_condition("Ready") == world.condition("coins", "Ready") == ("False", "SpecInvalid")
+    assert f"the pool {why}" in {each["message"] for each in world.status("coins")["conditions"]}.pop()
+
+    world.kube.edit(POOLS, NAMESPACE, KEY.pool, {"spec": {"gpuUtilization": None}})
+    await world.turns(3)
+    assert world.condition("coins", "Ready")[1] != "SpecInvalid"
+    assert world.pool_condition("Degraded")[0] == "False"
 
 
 def test_one_report_that_cannot_be_read_does_not_hide_the_others() -> None:

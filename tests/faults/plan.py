@@ -11,6 +11,8 @@ from segserve_common.files import write_private
 
 VARIABLE: Final = "FAULTS"
 """The variable of a server's environment that holds a plan, or names its file."""
+POOL_VARIABLE: Final = "KMP_AFFINITY"
+"""The variable that a pool may set and that no program reads but the faults."""
 
 
 @dataclass(frozen=True, slots=True)

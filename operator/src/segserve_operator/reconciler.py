@@ -16,7 +16,7 @@ from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.kube.api import Api
 from segserve_operator.adapters.kube.children import apply_differing, kind_of
-from segserve_operator.adapters.kube.contexts import PoolContexts, keep_guard
+from segserve_operator.adapters.kube.contexts import OtherFormatError, PoolContexts, keep_guard
 from segserve_operator.adapters.kube.fleet import ClusterFleet, FleetCache
 from segserve_operator.adapters.kube.gateway import ClusterTraffic
 from segserve_operator.adapters.kube.objects import Defaults
@@ -27,6 +27,7 @@ from segserve_operator.adapters.kube.store import ClusterStore, StoreCache
 from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View, read_known
 from segserve_operator.adapters.notify.messages import Target
 from segserve_operator.adapters.notify.notifier import Notifier, PoolAnnouncer, targets
+from segserve_operator.api.meta import SpecError
 from segserve_operator.core.models.roles import next_due_s
 from segserve_operator.core.traffic import TrafficPlan
 from segserve_operator.core.world.observed import EffectFailure
@@ -88,11 +89,17 @@ class PoolReconciler:
         self._caches: dict[PoolKey, PoolCache] = {}
 
     async def reconcile(self, key: PoolKey) -> ReconcileResult:
-        """Make one pass over a pool; errors of an API that answers nothing propagate."""
+        """Make one pass over a pool; errors of an API that answers nothing, and of a spec, propagate."""
         cache = self._caches.get(key) or self._begin(key)
         await read_known(self._view, self._api, key)
         attempts = _attempts(cache.failures)
         store = ClusterStore(self._api, self._view, self._contexts, key, cache.parsed, cache.interner, self._clock)
+        try:
+            self._contexts.get(key)
+        except SpecError as error:
+            if not isinstance(error, OtherFormatError):  # that version writes the status
+                await store.refuse(error)
+            raise
         fleet = ClusterFleet(self._api, self._view, self._contexts, key, cache.decoded, cache.interner, self._clock)
         traffic = self._traffic(key, cache.plans, cache.silent)
         service = Service(

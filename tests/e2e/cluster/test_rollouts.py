@@ -26,7 +26,7 @@ from fakes.served_namespace import ServedNamespace
 from fakes.waiting import HANG_S
 from faults.golden_sets import recorded
 from faults.networks import artifact, with_other_weights
-from faults.plan import VARIABLE, Fault, text
+from faults.plan import POOL_VARIABLE, Fault, text
 from faults.platform import revision_of
 from faults.scenarios import AT_FIRST, COINS, POLICY, SLO, labelled_coins
 from faults.story import ENDED
@@ -91,7 +91,7 @@ def rolling(cluster: Cluster, tenant: TenantService) -> Iterator[ServedNamespace
         replicas=1,
         gateway={"replicas": 1, "requestTimeoutSeconds": 5, "shadow": True},
         artifacts={"privateHosts": [cluster.host]},
-        server={"drainSeconds": 3, **pods_with({"triton": {"env": [{"name": VARIABLE, "value": plan}]}})},
+        server={"drainSeconds": 3, **pods_with({"triton": {"env": [{"name": POOL_VARIABLE, "value": plan}]}})},
         notifications=[{"url": f"http://{cluster.host}:{tenant.server_port}/"}],
     )
     with ExitStack() as stack:

@@ -2,7 +2,8 @@
 
 The plan is JSON, from a revision's name to those fields of `faults.plan.Fault` that are not as by default. The
 variable FAULTS holds it, or names its file, which is read again whenever it has changed: a fault begins, grows and ends
-while requests come. Without the variable nothing here does anything.
+while requests come. A pool cannot set that variable, but KMP_AFFINITY, which no program here reads. Without both nothing
+here does anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import zlib
 from pathlib import Path
 
-VARIABLE = "FAULTS"
+PLAN = os.environ.get("FAULTS") or os.environ.get("KMP_AFFINITY")
 STEP = "segserve_builder.backend.post"
 WELL = {}
 FOR_EVER_S = 1e6
@@ -58,7 +59,7 @@ class _Faulty:
 
     def open(self, options):
         super().open(options)
-        self._plan = Plan(os.environ[VARIABLE], self._revision[0].decode())
+        self._plan = Plan(PLAN, self._revision[0].decode())
         self._served, self._leaked, self._fault = 0, [], WELL
         self._right = self._postprocess.value
         self._postprocess.value = self._spoiled
@@ -137,5 +138,5 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if VARIABLE in os.environ:
+if PLAN:
     sys.meta_path.insert(0, Finder())

@@ -111,6 +111,16 @@ def pool_to_api(status: PoolStatus, former: TritonPoolStatus, now: datetime, sel
     )
 
 
+def refused(reason: str, message: str, generation: int, former: Iterable[Condition], now: datetime) -> list[Condition]:
+    """Return the conditions of an object whose spec, or whose pool's, cannot be read: what serves goes on."""
+    former = tuple(former)
+    told = [ObservedCondition("Degraded", "True", reason, message)]
+    if all(condition.type != "Ready" for condition in former):
+        told.append(ObservedCondition("Ready", "False", reason, message))
+    kept = [condition for condition in former if condition.type not in {each.type for each in told}]
+    return [*kept, *_conditions(told, generation, former, now)]
+
+
 def _template(status: TemplateStatus | None) -> Template | None:
     if status is None:
         return None

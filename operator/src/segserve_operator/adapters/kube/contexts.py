@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _NAMED: Final = 5
 
 
+class OtherFormatError(SpecError):
+    """Raised for a pool of which another version of segserve wrote what is stored."""
+
+
 @dataclass(slots=True)
 class PoolContexts:
     """Reads pools from the view, and caches the parsed spec of each until its generation changes."""
@@ -45,7 +49,7 @@ class PoolContexts:
     def get(self, key: PoolKey) -> PoolContext | None:
         """Return the context of a pool, None if there is no such pool.
 
-        Raises `SpecError` if its spec cannot be parsed, or what is stored has another format.
+        Raises `SpecError` if its spec cannot be parsed, `OtherFormatError` if what is stored has another format.
         """
         resource = self.resource(key)
         if resource is None:
@@ -75,7 +79,7 @@ def _check_format(resource: Json, pool: str) -> None:
             f"another version of segserve wrote what is stored ({shown}, this one's is {STORE_FORMAT}): "
             "go back to that version, delete the models and the pool with it, then upgrade and apply them again"
         )
-        raise SpecError([Problem(pool, "status.format", message)])
+        raise OtherFormatError([Problem(pool, "status.format", message)])
 
 
 def _within(spec: TritonPoolSpec, defaults: Defaults) -> tuple[TritonPoolSpec, FailureReason | None]:

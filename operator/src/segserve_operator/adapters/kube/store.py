@@ -23,7 +23,7 @@ from segserve_operator.adapters.kube.updates import offered_update
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.world.observed import ModelObserved, PoolGateway, PoolObserved, Wanted
 from segserve_operator.mapping.manifests import named_models
-from segserve_operator.mapping.reading import read_pool_status
+from segserve_operator.mapping.reading import read_pool_status, read_status
 from segserve_operator.mapping.specs import (
     credentials_of,
     min_ready_of,
@@ -31,15 +31,16 @@ from segserve_operator.mapping.specs import (
     model_status,
     wanted_of,
 )
-from segserve_operator.mapping.statuses import pool_from_api, pool_to_api
+from segserve_operator.mapping.statuses import pool_from_api, pool_to_api, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from segserve_common.kube.kinds import Json, Kind
     from segserve_operator.adapters.kube.api import Api
     from segserve_operator.adapters.kube.contexts import PoolContexts
     from segserve_operator.adapters.kube.view import ModelInterner, PoolKey, View
+    from segserve_operator.api.meta import Condition, SpecError
     from segserve_operator.core.rollout.record import Record
     from segserve_operator.core.world.event import Event
     from segserve_operator.core.world.observed import ModelStatus, PoolStatus
@@ -280,6 +281,26 @@ class ClusterStore:
         desired = pool_to_api(status, former, self._now(), scale_selector(context, status.idle))
         with suppress(NotFoundError):
             await self._patch(POOLS, resource, {"status": merge_patch(present, desired.to_dict())}, status=True)
+
+    async def refuse(self, error: SpecError) -> None:
+        """Write why the pool's spec cannot be read into its conditions, and into those of models that have none."""
+        pool = self.contexts.resource(self.key)
+        if pool is None:
+            return
+        await self._refuse(POOLS, pool, read_pool_status(pool.get("status") or {}).conditions, error, str(error))
+        for model in self.view.of_pool(MODELS, self.key):
+            given = read_status(model.get("status") or {})[0].conditions
+            if all(condition.reason == error.reason for condition in given):
+                await self._refuse(MODELS, model, given, error, f"the pool {error}")
+
+    async def _refuse(
+        self, kind: Kind, item: Json, former: Sequence[Condition], error: SpecError, message: str
+    ) -> None:
+        told = refused(error.reason, message, item["metadata"]["generation"], former, self._now())
+        if sorted(told, key=str) != sorted(former, key=str):
+            plain = [condition.to_dict() for condition in told]
+            with suppress(NotFoundError):
+                await self._patch(kind, item, {"status": {"conditions": plain}}, status=True)
 
     async def emit(self, model: str | None, event: Event) -> None:
         """Create an Event; an equal one about the same generation is not created again."""
