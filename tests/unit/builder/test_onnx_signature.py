@@ -50,6 +50,42 @@ def branch_with(tensor: onnx.TensorProto) -> onnx.GraphProto:
     return helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("y", 1, [1])])
 
 
+def pair(zero: Any, dtype: Any, *, constant: bool = False, typed: bool = False) -> onnx.ModelProto:
+    tensor = numpy_helper.from_array(np.array(zero, dtype), "zero")
+    if typed:
+        tensor = helper.make_tensor("zero", tensor.data_type, (), [zero])
+    scale = numpy_helper.from_array(np.array(0.5, np.float32), "scale")
+    nodes = [helper.make_node("Constant", [], ["zero"], value=tensor)] if constant else []
+    nodes += [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"])]
+    nodes += [helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"])]
+    return tiny_model(nodes=nodes, initializers=[scale] if constant else [scale, tensor])
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["initializer", "Constant"])
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+@pytest.mark.parametrize(
+    ("zero", "dtype", "found"),
+    [(0, np.int8, "symmetric"), (0, np.uint8, "symmetric"), (-3, np.int8, "asymmetric"), (128, np.uint8, "asymmetric")],
+)
+def test_pairs_are_symmetric_if_all_their_zero_points_are_0(
+    tmp_path: Path, zero: int, dtype: Any, found: str, typed: bool, constant: bool
+) -> None:
+    path = saved(pair(zero, dtype, constant=constant, typed=typed), tmp_path)
+    assert read_signature(path).quantisation == found
+
+
+def test_a_zero_point_that_is_left_out_is_0_and_one_that_is_computed_may_be_anything(tmp_path: Path) -> None:
+    model = pair(0, np.uint8)
+    for node in model.graph.node:
+        del node.input[2:]
+    assert read_signature(saved(model, tmp_path)).quantisation == "symmetric"
+    model = pair(0, np.uint8)
+    model.graph.node.insert(0, helper.make_node("Identity", ["zero"], ["made"]))
+    model.graph.node[1].input[2] = "made"
+    assert read_signature(saved(model, tmp_path)).quantisation == "asymmetric"
+    assert read_signature(saved(tiny_model(), tmp_path)).quantisation is None
+
+
 def test_free_dimensions_are_none_and_fixed_ones_are_numbers(tmp_path: Path) -> None:
     signature = read_signature(saved(tiny_model(), tmp_path))
 

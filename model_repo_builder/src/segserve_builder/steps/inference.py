@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from segserve_builder.errors import PipelineError
+from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.stages.base import Stage
@@ -28,8 +28,14 @@ Layout = Literal["NCHW", "NHWC"]
 def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
     """Return the tensors of the network's step that the family reads.
 
-    Raises `SignatureError` if the network has others, and `PipelineError` as `with_inference` does.
+    Raises `SignatureError` if the network has others or is not quantised as its precision needs, and `PipelineError` as
+    `with_inference` does.
     """
+    if pipeline.runtime.precision == "int8" and signature.quantisation != "symmetric":
+        raise SignatureError(
+            f"runtime.precision int8 needs QuantizeLinear pairs with zero points of 0, got {signature.quantisation}: "
+            "`segserve export model.yaml --precision int8` makes them of an FP32 file if the engine there is tensorrt"
+        )
     return with_inference(pipeline, FAMILIES[pipeline.family].network_io(signature, pipeline))
 
 
