@@ -65,24 +65,36 @@ def pair(zero: Any, dtype: Any, *, constant: bool = False, typed: bool = False) 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
 @pytest.mark.parametrize(
     ("zero", "dtype", "found"),
-    [(0, np.int8, "symmetric"), (0, np.uint8, "symmetric"), (-3, np.int8, "asymmetric"), (128, np.uint8, "asymmetric")],
+    [(0, np.int8, "symmetric"), (0, np.uint8, "other"), (-3, np.int8, "other"), (128, np.uint8, "other")],
 )
-def test_pairs_are_symmetric_if_all_their_zero_points_are_0(
+def test_pairs_are_symmetric_if_they_are_of_int8_and_all_their_zero_points_are_0(
     tmp_path: Path, zero: int, dtype: Any, found: str, typed: bool, constant: bool
 ) -> None:
     path = saved(pair(zero, dtype, constant=constant, typed=typed), tmp_path)
     assert read_signature(path).quantisation == found
 
 
-def test_a_zero_point_that_is_left_out_is_0_and_one_that_is_computed_may_be_anything(tmp_path: Path) -> None:
-    model = pair(0, np.uint8)
-    for node in model.graph.node:
-        del node.input[2:]
-    assert read_signature(saved(model, tmp_path)).quantisation == "symmetric"
-    model = pair(0, np.uint8)
-    model.graph.node.insert(0, helper.make_node("Identity", ["zero"], ["made"]))
-    model.graph.node[1].input[2] = "made"
-    assert read_signature(saved(model, tmp_path)).quantisation == "asymmetric"
+@pytest.mark.parametrize(
+    ("operator", "given", "found"),
+    [
+        ("QuantizeLinear", [], "other"),  # ONNX takes it for UINT8, TensorRT for INT8
+        ("QuantizeLinear", [""], "other"),
+        ("QuantizeLinear", ["made"], "other"),  # it may be anything
+        ("DequantizeLinear", [], "symmetric"),
+        ("DequantizeLinear", [""], "symmetric"),
+        ("DequantizeLinear", ["made"], "other"),
+    ],
+)
+def test_a_zero_point_that_is_left_out_or_computed_is_as_the_operator_takes_it(
+    tmp_path: Path, operator: str, given: list[str], found: str
+) -> None:
+    model = pair(0, np.int8)
+    (node,) = (node for node in model.graph.node if node.op_type == operator)
+    del node.input[2:]
+    node.input.extend(given)
+    if "made" in given:
+        model.graph.node.insert(0, helper.make_node("Identity", ["zero"], ["made"]))
+    assert read_signature(saved(model, tmp_path)).quantisation == found
     assert read_signature(saved(tiny_model(), tmp_path)).quantisation is None
 
 

@@ -267,8 +267,8 @@ class ActionRunner:
         for name, files in {**tree.members, **tree.steps}.items():
             self.steps.publish(name, files)
         for step, (pipeline, _) in zip(tree.networks, spec.networks.values(), strict=True):
-            if name := engines_name(pipeline.artifact_sha256, pipeline.runtime):
-                self.engines.names[step] = name
+            if (engines := engines_name(pipeline.artifact_sha256, pipeline.runtime)) is not None:
+                self.engines.names[step] = engines
         inside = (*tree.native, *([] if tree.heavy is None else [tree.heavy]))
         processes = {**dict.fromkeys(tree.steps, 1), **tree.instances, **dict.fromkeys(inside, 0)}
         return Prepared(assigned, tree, processes, folder)

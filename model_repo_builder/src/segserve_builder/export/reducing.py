@@ -214,7 +214,7 @@ def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: P
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            reduce_range=not symmetric,
+            reduce_range=True,
             extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
         )
         model = onnx.load(path)

@@ -289,7 +289,7 @@ class Runtime(FrozenModel):
     precision: Precision | None = Field(
         default=None,
         description="Precision in which TensorRT 10 runs the network: fp32; fp16, which changes answers; or int8, for "
-        "files with QuantizeLinear pairs whose zero points are 0. Never run on a GPU. Default: fp32.",
+        "files with QuantizeLinear pairs of INT8 whose zero points are 0. Never run on a GPU. Default: fp32.",
     )
 
     @model_validator(mode="before")

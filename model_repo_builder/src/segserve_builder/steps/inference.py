@@ -28,13 +28,12 @@ Layout = Literal["NCHW", "NHWC"]
 def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
     """Return the tensors of the network's step that the family reads.
 
-    Raises `SignatureError` if the network has others or is not quantised as its precision needs, and `PipelineError` as
-    `with_inference` does.
+    Raises `SignatureError` if it has others or does not fit the precision, and `PipelineError` as `with_inference`.
     """
     if pipeline.runtime.precision == "int8" and signature.quantisation != "symmetric":
         raise SignatureError(
-            f"runtime.precision int8 needs QuantizeLinear pairs with zero points of 0, got {signature.quantisation}: "
-            "`segserve export model.yaml --precision int8` makes them of an FP32 file if the engine there is tensorrt"
+            "runtime.precision int8 needs QuantizeLinear pairs of INT8 with zero points of 0, and the file has "
+            f"{signature.quantisation or 'no'} pairs: `segserve export --precision int8` makes them for engine tensorrt"
         )
     return with_inference(pipeline, FAMILIES[pipeline.family].network_io(signature, pipeline))
 

@@ -101,14 +101,16 @@ def _last(model: Any, output: TensorSpec) -> Iterator[str]:
         name = next(iter(node.input), "")
 
 
-def _quantisation(model: Any) -> Literal["symmetric", "asymmetric"] | None:
+def _quantisation(model: Any) -> Literal["symmetric", "other"] | None:
     pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     constants = [(tensor.name, tensor) for tensor in model.graph.initializer]
     made = [node for node in model.graph.node if node.op_type == "Constant"]
     constants += [(node.output[0], each.t) for node in made for each in node.attribute if node.output]
-    zeros = {name for name, each in constants if not each.raw_data.strip(b"\0") and not any(each.int32_data)}
-    symmetric = all(zeros.issuperset(filter(None, node.input[2:])) for node in pairs)
-    return ("symmetric" if symmetric else "asymmetric") if pairs else None
+    signed = [(name, each) for name, each in constants if each.data_type in (each.INT8, each.INT32)]
+    zeros = {name for name, each in signed if not each.raw_data.strip(b"\0") and not any(each.int32_data)}
+    # Without a zero point QuantizeLinear makes UINT8, of which TensorRT would take half the range.
+    given = {name for node in pairs for name in node.input[2:] or [""] if name or node.op_type == "QuantizeLinear"}
+    return ("symmetric" if given <= zeros else "other") if pairs else None
 
 
 def _outputs(model: Any) -> Sequence[Any]:
