@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.openvino_session import OpenVinoSession
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.session import NetworkSession, open_session
-from segserve_builder.steps.step_options import NetOptions
+from segserve_builder.steps.step_options import NetOptions, engines_name
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pbtxt-26.04-onnxruntime"
 COINS = Path(__file__).parents[3] / "examples/coins/coins-unet.onnx"
@@ -68,14 +69,16 @@ def network_config(found: Tree) -> str:
 
 @pytest.mark.parametrize("target", [EMBEDDED, NATIVE], ids=["python", "native"])
 def test_a_default_that_is_spelt_out_changes_nothing(target: RenderTarget) -> None:
-    spelt_out = {"engine": "onnxruntime", "device": "auto"}
+    spelt_out = {"engine": "onnxruntime", "device": "auto", "precision": "fp32"}
     assert pipeline(**spelt_out).revision == pipeline().revision
     assert tree(target, **spelt_out) == tree(target)
 
 
 def test_another_engine_or_device_is_another_revision_for_its_answers_may_differ() -> None:
     settings: list[dict[str, str]] = [{}, {"device": "cpu"}, {"device": "gpu"}, {"engine": "openvino"}]
-    assert len({pipeline(**each).revision for each in [*settings, {"engine": "tensorrt"}]}) == 5
+    settings += [{"engine": "tensorrt", "precision": each} for each in ("fp32", "fp16", "int8")]
+    assert len({pipeline(**each).revision for each in settings}) == len(settings)
+    assert pipeline(engine="tensorrt", precision="fp32") == pipeline(engine="tensorrt")
 
 
 @pytest.mark.parametrize(("engine", "device"), [("openvino", "cpu"), ("tensorrt", "gpu")])
@@ -93,6 +96,7 @@ def test_an_engine_of_one_device_settles_it(engine: str, device: str) -> None:
         ({"engine": "tensorrt", "device": "cpu"}, "engine tensorrt runs on the device gpu, not on cpu"),
         ({"engine": "openvino", "device": "tpu"}, "'auto', 'cpu' or 'gpu'"),
         ({"engine": "torch"}, "'onnxruntime', 'tensorrt' or 'openvino'"),
+        ({"engine": "tensorrt", "precision": "bf16"}, "'fp32', 'fp16' or 'int8'"),
     ],
 )
 def test_an_engine_that_does_not_run_on_the_device_is_refused(runtime: dict[str, str], says: str) -> None:
@@ -105,6 +109,8 @@ RUNTIMES: dict[str, dict[str, Any]] = {
     "openvino": {"engine": "openvino"},
     "tensorrt": {"engine": "tensorrt"},
     "tensorrt-any-size": {"engine": "tensorrt"},
+    "tensorrt-fp16": {"engine": "tensorrt", "precision": "fp16"},
+    "tensorrt-int8": {"engine": "tensorrt", "precision": "int8"},
 }
 
 
@@ -166,11 +172,23 @@ def test_nvidias_entrypoint_comes_before_triton_if_there_is_one_and_a_gpu(
     assert triton.gpu_entrypoint({"NVIDIA_VISIBLE_DEVICES": devices}) == ((str(entrypoint),) if first else ())
 
 
-def test_engines_of_two_files_have_two_folders_for_they_are_named_by_the_graph_alone() -> None:
-    for letter in "ab":
-        made = Pipeline.model_validate(PLAIN | {"artifactSha256": letter * 64, "runtime": {"engine": "tensorrt"}})
-        text = network_config(render(made, Network(IO, Path("/cache/artifact")), target=NATIVE))
-        assert f"/tmp/segserve-engines-{letter * 10}" in text
+def test_engines_of_two_files_batch_sizes_or_precisions_have_two_folders_for_they_are_named_by_the_graph_alone() -> (
+    None
+):
+    folders = set()
+    for letter, more in product("ab", [{}, {"maxBatchSize": 4}, {"precision": "fp16"}, {"precision": "int8"}]):
+        made = Pipeline.model_validate(
+            PLAIN | {"artifactSha256": letter * 64, "runtime": {"engine": "tensorrt", **more}}
+        )
+        found = render(made, Network(IO, Path("/cache/artifact")), target=NATIVE)
+        config = text_format.Parse(network_config(found), ModelConfig())
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (
+            accelerator.parameters["trt_engine_cache_path"]
+            == f"/tmp/segserve-engines/{engines_name(letter * 64, made.runtime)}"
+        )
+        folders.add(accelerator.parameters["trt_engine_cache_path"])
+    assert len(folders) == 8
 
 
 @pytest.mark.parametrize(("runtime", "members"), [({"engine": "openvino"}, 1), ({"device": "gpu"}, 1), ({}, 2)])
@@ -277,52 +295,69 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
     ],
 )
 def test_a_provider_that_is_missing_or_does_not_start_is_not_replaced_by_another(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: list[str], starts: list[str] | None, builds: bool, says: str
+    monkeypatch: pytest.MonkeyPatch, has: list[str], starts: list[str] | None, builds: bool, says: str
 ) -> None:
     FakeRuntime(monkeypatch, has, starts)
     with pytest.raises(EngineError, match=says):
-        open_session(COINS, gpu=1, engines=tmp_path if builds else None)
+        open_session(COINS, gpu=1, trt={} if builds else None)
 
 
-def test_tensorrt_without_a_gpu_is_refused(tmp_path: Path) -> None:
+def test_tensorrt_without_a_gpu_is_refused() -> None:
     with pytest.raises(EngineError, match="engine is tensorrt, but this server gives the network no GPU"):
-        open_session(COINS, engines=tmp_path)
+        open_session(COINS, trt={})
 
 
-def test_tensorrt_comes_before_cuda_and_keeps_its_engines_and_timings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("precision", [None, "fp16", "int8"])
+def test_tensorrt_comes_before_cuda_with_its_precision_and_keeps_its_engines_and_timings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, coins: NetOptions, precision: Any
 ) -> None:
     runtime = FakeRuntime(monkeypatch, [TENSORRT, CUDA])
-    open_session(COINS, gpu=1, engines=tmp_path)
+    monkeypatch.setenv(engine_cache.FOLDER_VARIABLE, str(tmp_path))
+    made = coins.model_copy(update={"engine": "tensorrt", "precision": precision})
+    open_session(COINS, gpu=1, trt=engine_cache.tensorrt_options(made))
     (first, options), (second, _), last = runtime.given
     assert (first, second, last) == (TENSORRT, CUDA, "CPUExecutionProvider")
-    assert options == {
+    folder = tmp_path / str(engines_name(made.artifact_sha256, made))
+    expected = {
         "device_id": 1,
         "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": str(tmp_path),
+        "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": str(tmp_path),
+        "trt_timing_cache_path": str(folder),
     }
+    assert options == (expected if precision is None else {**expected, f"trt_{precision}_enable": True})
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_engines_are_kept_by_file_gpu_driver_and_versions_for_this_user_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv(engine_cache.FOLDER_VARIABLE, str(tmp_path / "engines"))
+def test_engines_are_kept_by_file_gpu_driver_and_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine_cache, "LIBRARIES", (tmp_path,))
+    monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
+    packages: list[SimpleNamespace] = []
+    monkeypatch.setattr(engine_cache, "distributions", lambda: packages)
 
-    def folder(artifact: str, gpu: str, packages: tuple[str, ...] = ()) -> Path:
-        monkeypatch.setattr(engine_cache, "visible_gpus", lambda: (gpu,))
-        monkeypatch.setattr(
-            engine_cache, "distributions", lambda: [SimpleNamespace(name=p, version="1") for p in packages]
-        )
-        return engine_cache.engine_folder(artifact)
+    def library(version: str) -> None:
+        for old in tmp_path.iterdir():
+            old.unlink()
+        (tmp_path / f"libnvinfer.so.10.{version}").touch()
+        (tmp_path / "libnvinfer.so.10").symlink_to(f"libnvinfer.so.10.{version}")
 
-    first = folder("a" * 64, T4)
-    assert folder("a" * 64, T4) == first
-    assert first.stat().st_mode & 0o777 == 0o700
-    others = [("b" * 64, T4), ("a" * 64, T4.replace("550", "575")), ("a" * 64, T4.replace("T4", "A10G"))]
-    folders = {first, *(folder(*each) for each in others), folder("a" * 64, T4, ("tensorrt",))}
-    assert len(folders) == 5
+    found = [engine_cache.built_for("a", [T4])]
+    assert engine_cache.built_for("a", [T4]) == found[0]
+    found += [engine_cache.built_for("b", [T4])]
+    found += [
+        engine_cache.built_for("a", [T4.replace(*each)]) for each in [("550", "575"), ("T4", "A10G"), ("7.5", "8")]
+    ]
+    for version in ("13.2", "14.1"):
+        library(version)
+        found.append(engine_cache.built_for("a", [T4]))
+    for name in ("tensorrt", "onnxruntime-gpu"):
+        packages.append(SimpleNamespace(name=name, version="1"))
+        found.append(engine_cache.built_for("a", [T4]))
+    monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", "26.04")
+    found.append(engine_cache.built_for("a", [T4]))
+    packages.append(SimpleNamespace(name="numpy", version="2"))
+    assert engine_cache.built_for("a", [T4]) == found[-1]
+    assert len(set(found)) == len(found) == 10
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,54 @@ def branch_with(tensor: onnx.TensorProto) -> onnx.GraphProto:
     return helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("y", 1, [1])])
 
 
+def pair(zero: Any, dtype: Any, *, constant: bool = False, typed: bool = False) -> onnx.ModelProto:
+    tensor = numpy_helper.from_array(np.array(zero, dtype), "zero")
+    if typed:
+        tensor = helper.make_tensor("zero", tensor.data_type, (), [zero])
+    scale = numpy_helper.from_array(np.array(0.5, np.float32), "scale")
+    nodes = [helper.make_node("Constant", [], ["zero"], value=tensor)] if constant else []
+    nodes += [helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"])]
+    nodes += [helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"])]
+    return tiny_model(nodes=nodes, initializers=[scale] if constant else [scale, tensor])
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["initializer", "Constant"])
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+@pytest.mark.parametrize(
+    ("zero", "dtype", "found"),
+    [(0, np.int8, "symmetric"), (0, np.uint8, "other"), (-3, np.int8, "other"), (128, np.uint8, "other")],
+)
+def test_pairs_are_symmetric_if_they_are_of_int8_and_all_their_zero_points_are_0(
+    tmp_path: Path, zero: int, dtype: Any, found: str, typed: bool, constant: bool
+) -> None:
+    path = saved(pair(zero, dtype, constant=constant, typed=typed), tmp_path)
+    assert read_signature(path).quantisation == found
+
+
+@pytest.mark.parametrize(
+    ("operator", "given", "found"),
+    [
+        ("QuantizeLinear", [], "other"),  # ONNX takes it for UINT8, TensorRT for INT8
+        ("QuantizeLinear", [""], "other"),
+        ("QuantizeLinear", ["made"], "other"),  # it may be anything
+        ("DequantizeLinear", [], "symmetric"),
+        ("DequantizeLinear", [""], "symmetric"),
+        ("DequantizeLinear", ["made"], "other"),
+    ],
+)
+def test_a_zero_point_that_is_left_out_or_computed_is_as_the_operator_takes_it(
+    tmp_path: Path, operator: str, given: list[str], found: str
+) -> None:
+    model = pair(0, np.int8)
+    (node,) = (node for node in model.graph.node if node.op_type == operator)
+    del node.input[2:]
+    node.input.extend(given)
+    if "made" in given:
+        model.graph.node.insert(0, helper.make_node("Identity", ["zero"], ["made"]))
+    assert read_signature(saved(model, tmp_path)).quantisation == found
+    assert read_signature(saved(tiny_model(), tmp_path)).quantisation is None
+
+
 def test_free_dimensions_are_none_and_fixed_ones_are_numbers(tmp_path: Path) -> None:
     signature = read_signature(saved(tiny_model(), tmp_path))
 

@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from bench.coins import variant
 from bench.platform import MODELS, ROOT
-from segserve_builder.errors import ExportError
+from segserve_builder.errors import ExportError, SignatureError
 from segserve_builder.export.reducing import compared, reduce_precision
 from segserve_builder.scoring.quality import Regions
 from segserve_builder.sources import folder_digest
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -258,6 +259,22 @@ def test_weights_of_int8_are_too_small_to_saturate_a_processor_without_vnni(
     weights = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
     assert weights
     assert max(np.abs(tensor.astype(int)).max() for tensor in weights) == 64
+
+
+def test_only_a_model_of_tensorrt_gets_a_file_that_its_int8_takes(tmp_path: Path, photos: Path) -> None:
+    network(tmp_path / "net.onnx", TensorProto.UINT8, ["n", 3, "h", "w"])
+    files, stages = sorted(photos.iterdir()), [{"decode": {}}]
+    for engine in ("onnxruntime", "tensorrt"):
+        original = InProcessModel(pipeline(preprocess=stages, runtime={"engine": engine}), tmp_path / "net.onnx")
+        reduce_precision(original, tmp_path / f"{engine}.onnx", "int8", files, labels={})
+    int8 = pipeline(preprocess=stages, runtime={"engine": "tensorrt", "precision": "int8"})
+
+    assert InProcessModel(int8, tmp_path / "tensorrt.onnx").answer(files[0].read_bytes(), RequestOptions())
+    for name, got in {"net": "no", "onnxruntime": "other"}.items():
+        with pytest.raises(SignatureError, match=f"the file has {got} pairs: `segserve export "):
+            InProcessModel(int8, tmp_path / f"{name}.onnx")
+    zeros = [numpy_helper.to_array(each) for each in onnx.load(tmp_path / "tensorrt.onnx").graph.initializer]
+    assert not any(each.dtype == np.int32 for each in zeros)  # biases stay in FP32
 
 
 def test_tiles_calibrate_as_the_network_gets_them(tmp_path: Path, photos: Path) -> None:

@@ -160,7 +160,8 @@ class Agent:
         self._state.keep_only(self._assignment)
         # Agents may share a cache: locked objects are not evicted by another one.
         specs = [spec for model in self._assignment for spec in model.specs]
-        self._file_locks.keep(path for spec in specs for path in self._runner.objects(spec))
+        files = (path for spec in specs for path in self._runner.objects(spec))
+        self._file_locks.keep([*files, *self._runner.engines.archives.copy().values()])
         snapshot = self._observer.take(self._state)
         self._state.invalidate_proofs(self._assignment, snapshot)
         self._state.follow_openings(snapshot, now_s)

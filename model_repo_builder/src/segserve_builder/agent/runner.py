@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from segserve_builder import sources
+from segserve_builder.agent.engines import EngineCache
 from segserve_builder.agent.processes import gpu_count
 from segserve_builder.agent.protocol import AssignedModel, GoldenScoring
 from segserve_builder.agent.server import (
@@ -55,11 +56,13 @@ from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.cache import evict, folder_path, object_path
 from segserve_builder.spec.members import NOT_OPENED, OPENING, is_shared
 from segserve_builder.spec.model_spec import Artifact, Signature
+from segserve_builder.spec.names import ENGINES
 from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER
 from segserve_builder.steps.crash_record import crashed_members, opened_members, part_running
 from segserve_builder.steps.pipeline import NetworkArtifact, Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.public_outputs import has_masks
+from segserve_builder.steps.step_options import engines_name
 from segserve_common.backoff import Backoff, RetryDelays
 
 if TYPE_CHECKING:
@@ -144,9 +147,12 @@ class ActionRunner:
     gpu_count: Callable[[], int] = gpu_count
     """Returns the number of the server's GPUs, also where their driver lists none; may raise a `BuilderError`."""
     steps: PublishedSteps = field(init=False)
+    engines: EngineCache = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", PublishedSteps(self.repository.root))
+        root = self.repository.root
+        object.__setattr__(self, "steps", PublishedSteps(root))
+        object.__setattr__(self, "engines", EngineCache(self.cache, root.parent / ENGINES, self.gpus))
 
     def carry_out(
         self,
@@ -228,6 +234,8 @@ class ActionRunner:
                 self.server.unload(name, load_first=load_first)
             case Remove(name):
                 self.steps.remove(name)
+                self.engines.names.pop(name, None)
+                self.engines.archives.pop(name, None)
         return ActionResult(action)
 
     def _prepare(self, assigned: AssignedRevision, on_progress: OnProgress) -> Prepared:
@@ -248,7 +256,7 @@ class ActionRunner:
             DownloadProgress(on_progress),
             expose=spec.expose,
             metrics=spec.metrics,
-            target=dataclasses.replace(self.target, has_gpu=self.gpu_count() > 0),
+            target=dataclasses.replace(self.target, has_gpu=self.gpu_count() > 0, engines=self.engines.folder),
         )
         tree = build(shared=spec.processes == "shared")
         if not crashed_members(self.repository.root).isdisjoint(tree.members):
@@ -258,6 +266,9 @@ class ActionRunner:
             evict(self.cache, self.access.max_cache_bytes)
         for name, files in {**tree.members, **tree.steps}.items():
             self.steps.publish(name, files)
+        for step, (pipeline, _) in zip(tree.networks, spec.networks.values(), strict=True):
+            if (engines := engines_name(pipeline.artifact_sha256, pipeline.runtime)) is not None:
+                self.engines.names[step] = engines
         inside = (*tree.native, *([] if tree.heavy is None else [tree.heavy]))
         processes = {**dict.fromkeys(tree.steps, 1), **tree.instances, **dict.fromkeys(inside, 0)}
         return Prepared(assigned, tree, processes, folder)
@@ -293,10 +304,14 @@ class ActionRunner:
 
     def _load_step(self, name: str) -> None:
         loaded = False
+        self.engines.restore(name)
         try:
             with self.steps.verified(name):
                 self._load(name)
                 loaded = True
+        except TritonError:
+            self.engines.discard(name)
+            raise
         except FilesChangedError:
             if loaded:
                 self.server.unload(name)
@@ -351,6 +366,8 @@ class ActionRunner:
         return self._located(Proof("golden", prepared.assigned.spec.golden.sha256, images, bound), prepared)
 
     def _located(self, proof: Proof, prepared: Prepared) -> Proof:
+        for step in self.engines.names.keys() & prepared.tree.networks:
+            self.engines.keep(step)
         devices = {device for step in prepared.tree.networks for device in self.server.devices(step)}
         return dataclasses.replace(proof, devices=tuple(sorted(devices)), gpus=self.gpus())
 

@@ -39,7 +39,9 @@ from segserve_builder.errors import ServerSlowError
 from segserve_builder.gpus import visible_gpus
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, server_arguments, sweep_shm
+from segserve_builder.spec.names import ENGINES
 from segserve_builder.steps.crash_record import forget_crashes
+from segserve_builder.steps.engine_cache import FOLDER_VARIABLE
 from segserve_common.files import replace_file
 from segserve_common.process_record import ProcessRecord
 from segserve_common.triton_log import TritonLogReader
@@ -328,7 +330,7 @@ class Launcher:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment(os.environ),
+            env=environment(os.environ) | {FOLDER_VARIABLE: str(folder.root / ENGINES)},
             bufsize=0,
         )
         self._server = server

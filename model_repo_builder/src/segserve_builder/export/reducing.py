@@ -122,7 +122,8 @@ def reduce_precision(
                 network = convert_float_to_float16(onnx.load(original.artifact), keep_io_types=True)
             else:
                 feeds = (feed for image in calibration for feed in original.feeds(image.read_bytes()))
-                network = to_int8(original.artifact, feeds, target.parent)
+                symmetric = original.pipeline.runtime.engine == "tensorrt"
+                network = to_int8(original.artifact, feeds, target.parent, symmetric=symmetric)
             metadata = {entry.key: entry.value for entry in network.metadata_props}
             onnx.helper.set_model_props(network, metadata | made_of)
             onnx.save(network, path)
@@ -173,14 +174,15 @@ def _truth(
     return truth
 
 
-def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Any:
+def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path, *, symmetric: bool = False) -> Any:
     """Return the `ModelProto` in `source` with INT8 convolutions, calibrated on `feeds`: inputs by name.
 
     Standard operators only (QuantizeLinear and DequantizeLinear around the others), weights by channel, of 7 bits:
     without VNNI, ONNX Runtime adds two products of x86's 8 bits in 16, which saturates with larger weights, so that one
     file would answer differently on two processors. The last convolutions stay as they are: they make scores and
     classes, and take little time. Products also stay: in INT8 the products of the zoo's transformers save no time.
-    Temporary files are in `folder`. Raises `ExportError` if nothing is left to reduce.
+    A `symmetric` file is for TensorRT, which takes no zero points and no quantised biases. Temporary files are in
+    `folder`. Raises `ExportError` if nothing is left to reduce.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -210,9 +212,10 @@ def to_int8(source: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], folder: P
             quant_format=QuantFormat.QDQ,
             nodes_to_quantize=inner,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             reduce_range=True,
+            extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
         )
         model = onnx.load(path)
     # Quantisation lists all operator sets that ONNX Runtime has, and adds metadata.

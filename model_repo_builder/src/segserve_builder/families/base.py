@@ -47,12 +47,14 @@ class NetworkSignature:
     """The inputs and outputs that a network's file declares.
 
     `last_operators` has by output the type of the last operator that does more than move or resize its values, as far
-    as the graph shows.
+    as the graph shows. `quantisation` is None without pairs of QuantizeLinear and DequantizeLinear, and symmetric if
+    they are of INT8 with zero points of 0.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     last_operators: Mapping[str, str] = field(default_factory=dict)
+    quantisation: Literal["symmetric", "other"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from segserve_builder.steps.step_options import (
     PostOptions,
     PreOptions,
     StepOptions,
+    engines_name,
 )
 from segserve_builder.steps.streams import smoothing_of
 
@@ -42,9 +43,6 @@ CONDITIONAL: Final = "conditional_models"
 """Parameter of an ensemble's config: the models that a step of it calls for some images, of which Triton is unaware."""
 _HEURISTIC: Final = "1"
 """Value of ONNX Runtime's `OrtCudnnConvAlgoSearch`, as Triton's backend reads it."""
-_ENGINES: Final = "/tmp/segserve-engines-"
-"""Start of the folder of a native step's TensorRT engines. It ends with the container: an engine fits one GPU and
-driver. ONNX Runtime names engines only by the graph, so each file has a folder."""
 _LATENCY: Final = "nv_inference_first_response_histogram_ms"
 
 
@@ -290,9 +288,11 @@ def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: R
         case "openvino":
             accelerators.cpu_execution_accelerator.add(name="openvino")
         case "tensorrt":
-            folder = f"{_ENGINES}{options.artifact_sha256[:DIGEST_LENGTH]}"
+            folder = f"{target.engines}/{engines_name(options.artifact_sha256, options)}"
             settings = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
             settings |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
+            if options.precision is not None:
+                settings["precision_mode"] = options.precision.upper()
             if io.has_free_batch and None not in io.input.shape[1:]:
                 # One engine for all batches; without a profile TensorRT builds one for each shape that comes.
                 sizes = {"min": 1, "opt": options.max_batch_size, "max": options.max_batch_size}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias, get_args
 
 from segserve_builder.errors import UnknownNameError
@@ -29,14 +30,15 @@ _RELEASE: Final = re.compile(r"(\d\d)\.(\d\d)")
 class RenderTarget:
     """A release of Triton (year and month), its backend for networks on a GPU, and the processors of a server.
 
-    `cpus` is None if they are not known. None of it changes answers or the name of a revision; the names of steps that
-    differ do change.
+    `cpus` is None if they are not known. `engines` is the folder of TensorRT's engines, the same on all servers of a
+    pool. None of it changes answers or the name of a revision; the names of steps that differ do change.
     """
 
     release: tuple[int, int] = OLDEST
     backend: Backend = "python"
     cpus: int | None = None
     has_gpu: bool = False
+    engines: Path = Path("/tmp/segserve-engines")
 
     @classmethod
     def named(cls, release: str, backend: str, cpus: int | None = None) -> Self:

@@ -53,6 +53,11 @@ def folder_path(cache: Path, sha256: str) -> Path:
     return cache / "folders" / sha256
 
 
+def engines_path(cache: Path, built_for: str) -> Path:
+    """Return the path of the archive of TensorRT's engines of that digest, once an agent has kept them."""
+    return cache / "engines" / f"{built_for}.zip"
+
+
 @dataclass(slots=True)
 class VerifiedObjects:
     """The objects whose bytes this process has compared with their digest.
@@ -342,7 +347,7 @@ def evict(cache: Path, max_bytes: int, *, now_s: float | None = None) -> list[Pa
 
 def _objects(cache: Path) -> Iterator[tuple[float, Path, int]]:
     """Yield when each object was last used (`touch` sets that), its path and its bytes."""
-    for path in (*(cache / "sha256").glob("*"), *(cache / "folders").glob("*")):
+    for path in (each for kind in ("sha256", "folders", "engines") for each in (cache / kind).glob("*")):
         with suppress(FileNotFoundError):  # another process evicts it
             yield path.stat().st_mtime, path, _size(path)
 

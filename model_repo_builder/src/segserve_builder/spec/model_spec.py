@@ -229,7 +229,8 @@ CascadeScore: TypeAlias = Literal["confidence", "area", "class"]
 
 Engine: TypeAlias = Literal["onnxruntime", "tensorrt", "openvino"]
 Device: TypeAlias = Literal["auto", "cpu", "gpu"]
-_SPELT_OUT: Final = {"engine": "onnxruntime", "device": "auto"}
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+_SPELT_OUT: Final = {"engine": "onnxruntime", "device": "auto", "precision": "fp32"}
 _ONLY_DEVICES: Final[Mapping[str, str]] = {"tensorrt": "gpu", "openvino": "cpu"}
 """Devices of the engines that run on one alone."""
 _DEVICE_RULE: Final[dict[str, JsonValue]] = {
@@ -237,16 +238,23 @@ _DEVICE_RULE: Final[dict[str, JsonValue]] = {
     "(self.engine == 'tensorrt') == (self.device == 'gpu')",
     "message": "engine tensorrt runs on the device gpu, openvino on the device cpu",
 }
+_PRECISION_MESSAGE: Final = (
+    "precision fp16 and int8 need engine tensorrt; other engines run a file in its own precision"
+)
+_PRECISION_RULE: Final[dict[str, JsonValue]] = {
+    "rule": "!has(self.precision) || self.precision == 'fp32' || has(self.engine) && self.engine == 'tensorrt'",
+    "message": _PRECISION_MESSAGE,
+}
 
 
 class Runtime(FrozenModel):
     """Settings of Triton for the network.
 
-    Revisions are named by all that is not None, so `engine` and `device` are None where they are the default, and
-    `device` is the engine's where that runs on one alone.
+    Revisions are named by all that is not None, so `engine`, `device` and `precision` are None where they are the
+    default, and `device` is the engine's where that runs on one alone.
     """
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_DEVICE_RULE]})
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [_DEVICE_RULE, _PRECISION_RULE]})
 
     max_batch_size: int = Field(
         default=8, ge=1, le=1024, description="Largest number of requests in a batch of the network."
@@ -278,6 +286,11 @@ class Runtime(FrozenModel):
         "network); cpu; or auto, GPUs if the server has some and its Triton runs the file itself, else the CPU. "
         "Default: auto.",
     )
+    precision: Precision | None = Field(
+        default=None,
+        description="Precision in which TensorRT 10 runs the network: fp32; fp16, which changes answers; or int8, for "
+        "files with QuantizeLinear pairs of INT8 whose zero points are 0. Never run on a GPU. Default: fp32.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -294,6 +307,8 @@ class Runtime(FrozenModel):
                 "engine {engine} runs on the device {only}, not on {device}",
                 {"engine": engine, "only": only, "device": device},
             )
+        if kept.get("precision") in ("fp16", "int8") and engine != "tensorrt":
+            raise PydanticCustomError("precision", _PRECISION_MESSAGE)
         return kept
 
     @property

@@ -24,6 +24,8 @@ OPTIONAL_OUTPUTS: Final = ("CONTINUED", "OUT_OF_DISTRIBUTION")
 """Public outputs that one revision of a model may have and another lack."""
 FLAGGED_WORDS: Final = "(outOfDistribution.threshold)"
 """What the error says of an image that the model refuses because it is out of distribution."""
+ENGINES: Final = "engines"
+"""Name of the folder of a server's TensorRT engines, beside its repository."""
 AGENT_REQUEST_ID: Final = "segserve-agent"
 """Id of the requests by which an agent tests its server: they are no callers', and no metric counts their answers."""
 

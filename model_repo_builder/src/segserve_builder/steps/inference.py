@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from segserve_builder.errors import PipelineError
+from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
 from segserve_builder.stages.base import Stage
@@ -28,8 +28,13 @@ Layout = Literal["NCHW", "NHWC"]
 def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
     """Return the tensors of the network's step that the family reads.
 
-    Raises `SignatureError` if the network has others, and `PipelineError` as `with_inference` does.
+    Raises `SignatureError` if it has others or does not fit the precision, and `PipelineError` as `with_inference`.
     """
+    if pipeline.runtime.precision == "int8" and signature.quantisation != "symmetric":
+        raise SignatureError(
+            "runtime.precision int8 needs QuantizeLinear pairs of INT8 with zero points of 0, and the file has "
+            f"{signature.quantisation or 'no'} pairs: `segserve export --precision int8` makes them for engine tensorrt"
+        )
     return with_inference(pipeline, FAMILIES[pipeline.family].network_io(signature, pipeline))
 
 

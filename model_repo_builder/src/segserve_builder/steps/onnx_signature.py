@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from segserve_builder.errors import ArtifactTooLargeError, SignatureError, UnsafeArtifactError
 from segserve_builder.families.base import NetworkSignature, TensorSpec
@@ -75,7 +75,8 @@ def read_signature(path: Path) -> NetworkSignature:
     )
     outputs = tuple(_tensor("output", value) for value in _outputs(model))
     _refuse_ambiguous(inputs, outputs)
-    return NetworkSignature(inputs, outputs, {tensor.name: name for tensor in outputs for name in _last(model, tensor)})
+    last = {tensor.name: name for tensor in outputs for name in _last(model, tensor)}
+    return NetworkSignature(inputs, outputs, last, _quantisation(model))
 
 
 def external_files(path: Path) -> frozenset[str]:
@@ -98,6 +99,18 @@ def _last(model: Any, output: TensorSpec) -> Iterator[str]:
             yield node.op_type
             return
         name = next(iter(node.input), "")
+
+
+def _quantisation(model: Any) -> Literal["symmetric", "other"] | None:
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    constants = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    made = [node for node in model.graph.node if node.op_type == "Constant"]
+    constants += [(node.output[0], each.t) for node in made for each in node.attribute if node.output]
+    signed = [(name, each) for name, each in constants if each.data_type in (each.INT8, each.INT32)]
+    zeros = {name for name, each in signed if not each.raw_data.strip(b"\0") and not any(each.int32_data)}
+    # Without a zero point QuantizeLinear makes UINT8, of which TensorRT would take half the range.
+    given = {name for node in pairs for name in node.input[2:] or [""] if name or node.op_type == "QuantizeLinear"}
+    return ("symmetric" if given <= zeros else "other") if pairs else None
 
 
 def _outputs(model: Any) -> Sequence[Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segserve_builder.cpus import available_cpus, cpu_limit
 from segserve_builder.errors import BadImageError, EngineError
 from segserve_builder.memory import allow_total, is_out_of_memory, process_bytes, total_allowed
-from segserve_builder.steps.engine_cache import engine_folder
+from segserve_builder.steps.engine_cache import tensorrt_options
 from segserve_builder.steps.inference import run
 from segserve_builder.steps.openvino_session import OpenVinoSession
 from segserve_builder.steps.step_options import NetOptions
@@ -75,8 +75,8 @@ class NetworkSession:
         if options.engine == "openvino":
             self._open = partial(OpenVinoSession, path, options.intra_op_threads or cpu_limit() or 0)
         else:
-            engines = engine_folder(options.artifact_sha256) if options.engine == "tensorrt" else None
-            self._open = partial(open_session, path, options.intra_op_threads, shared=shared, gpu=gpu, engines=engines)
+            trt = tensorrt_options(options)
+            self._open = partial(open_session, path, options.intra_op_threads, shared=shared, gpu=gpu, trt=trt)
         self._session = self._open()
         (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
         self._takes_batches = len(given.shape) > 3
@@ -384,12 +384,12 @@ def _shrinking() -> Any:
 
 
 def open_session(
-    path: Path, threads: int = 0, *, shared: bool = False, gpu: int | None = None, engines: Path | None = None
+    path: Path, threads: int = 0, *, shared: bool = False, gpu: int | None = None, trt: Mapping[str, Any] | None = None
 ) -> Any:
     """Return ONNX Runtime's session of a file on the GPU of that number, or on the CPU.
 
     0 threads means the container's limit, or else what ONNX Runtime takes of the machine. A `shared` session has
-    no arena and no threads of its own; `share_sessions` was called before. With a folder for `engines` TensorRT runs
+    no arena and no threads of its own; `share_sessions` was called before. With `trt`, its options, TensorRT runs
     what it has kernels for, and CUDA the rest. Raises `EngineError` if the session cannot run there (ONNX Runtime
     itself would take the CPU), and for a file that is newer than ONNX Runtime.
     """
@@ -416,14 +416,12 @@ def open_session(
         # By default each new shape is timed with all of cuDNN's algorithms while its first caller waits.
         cuda = {"device_id": gpu, "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
         providers.insert(0, (_CUDA, cuda))
-        if engines is not None:
-            caches = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
-            paths = {"trt_engine_cache_path": str(engines), "trt_timing_cache_path": str(engines)}
-            providers.insert(0, (_TENSORRT, {"device_id": gpu, **caches, **paths}))
-    elif engines is not None:
+        if trt is not None:
+            providers.insert(0, (_TENSORRT, {"device_id": gpu, **trt}))
+    elif trt is not None:
         raise EngineError("runtime.engine is tensorrt, but this server gives the network no GPU")
     first = providers[0] if gpu is None else providers[0][0]
-    asked = "runtime.device is gpu" if engines is None else "runtime.engine is tensorrt"
+    asked = "runtime.device is gpu" if trt is None else "runtime.engine is tensorrt"
     if first not in (known := onnxruntime.get_available_providers()):
         more = ", and TensorRT's libraries" if first == _TENSORRT else ""
         needs = f"it needs {first} (package onnxruntime-gpu in place of onnxruntime{more})"

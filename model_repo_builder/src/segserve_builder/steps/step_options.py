@@ -7,8 +7,8 @@ from typing import Any, Final, Literal, Self
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
-from segserve_builder.spec.model_spec import UNCOUNTED, Engine, FrozenModel, Input, ModelMetrics
-from segserve_builder.spec.names import canonical_json
+from segserve_builder.spec.model_spec import UNCOUNTED, Engine, FrozenModel, Input, ModelMetrics, Precision, Runtime
+from segserve_builder.spec.names import canonical_json, digest
 from segserve_builder.steps.pipeline import Cascade, InferenceStep, Pipeline, PreprocessStep
 from segserve_builder.steps.postprocess import postprocess_stages
 from segserve_builder.steps.public_outputs import NETWORK_INPUT
@@ -67,7 +67,7 @@ class NetOptions(StepOptions):
 
     `layout` is its input's; outputs that have no batch (`batched` is False) get a batch of one. `inference_versions`
     are the versions of `inference`, item by item; a step that runs the network more than once an image does so with at
-    most `max_batch_size` at a time. Without an `engine`, ONNX Runtime runs it.
+    most `max_batch_size` at a time. Without an `engine`, ONNX Runtime runs it; without a `precision`, in FP32.
     """
 
     step_version: Literal[1] = 1
@@ -81,6 +81,7 @@ class NetOptions(StepOptions):
     max_batch_size: int
     intra_op_threads: int
     engine: Engine | None = None
+    precision: Precision | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
@@ -96,12 +97,22 @@ class NetOptions(StepOptions):
             max_batch_size=pipeline.runtime.max_batch_size,
             intra_op_threads=pipeline.runtime.intra_op_threads,
             engine=pipeline.runtime.engine,
+            precision=pipeline.runtime.precision,
         )
 
     @property
     def runs_images_apart(self) -> bool:
         """Whether each image of a batch has a core of its own where the step runs on a CPU and shares no session."""
         return self.engine != "openvino" and not self.intra_op_threads
+
+
+def engines_name(artifact_sha256: str, settings: NetOptions | Runtime) -> str | None:
+    """Return the name of the folder of a network's TensorRT engines, None if another engine runs it.
+
+    ONNX Runtime names engines by the graph alone, so those of other weights, batches or precisions have another folder.
+    """
+    built_of = [artifact_sha256, settings.max_batch_size, settings.precision]
+    return digest(built_of) if settings.engine == "tensorrt" else None
 
 
 class HeavyOptions(FrozenModel):

@@ -22,18 +22,23 @@ from fakes.pipelines import pipeline_of
 from segserve_builder.agent import secret
 from segserve_builder.agent.loop import AgentHealth
 from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState
-from segserve_builder.agent.server import Repository
+from segserve_builder.agent.runner import ActionRunner
+from segserve_builder.agent.server import Repository, TritonServer
 from segserve_builder.agent.state import Ensemble
 from segserve_builder.cluster.agent import AgentMetrics, AssignmentInbox
 from segserve_builder.cluster.probe_server import ProbeServer, probe_response
 from segserve_builder.cluster.settings import AgentSettings, ServerSettingsError, TritonSettings
 from segserve_builder.cluster.triton import BoundedLog, JsonLog, arguments, environment
 from segserve_builder.errors import UnknownNameError
+from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access, Credential
 from segserve_builder.spec.model_spec import Artifact
 from segserve_builder.steps.crash_record import crashed_members
+from segserve_builder.steps.engine_cache import FOLDER_VARIABLE
 from segserve_common.kube.shards import CONTENT_KEY, pack
 from segserve_common.triton_log import TritonLogReader
+from segserve_operator.adapters.local.runtime import RuntimeEnvironment
+from segserve_operator.adapters.local.triton import triton_command
 
 TRITON = {
     "SEGSERVE_TRITONSERVER": "/opt/tritonserver/bin/tritonserver",
@@ -116,6 +121,25 @@ def test_another_server_gives_each_network_that_ended_a_process_a_chance_again(t
     subprocess.run(command, env={**os.environ, **TRITON, **program}, check=True)
 
     assert crashed_members(tmp_path / "repository") == frozenset()
+
+
+def test_steps_find_their_engines_where_the_agent_puts_them(tmp_path: Path) -> None:
+    program, seen = tmp_path / "triton", tmp_path / "seen"
+    program.write_text(f'#!/bin/sh\nprintf %s "${FOLDER_VARIABLE}" > {seen}\n')
+    program.chmod(0o755)
+    given = {"SEGSERVE_TRITONSERVER": str(program), "SEGSERVE_RUN_FOLDER": str(tmp_path)}
+
+    subprocess.run([sys.executable, "-m", "segserve_builder.cluster.triton"], env={**os.environ, **TRITON, **given})
+    runner = ActionRunner(TritonServer(1), Repository(tmp_path / "repository"), tmp_path, tmp_path / "log")
+    local = triton_command(
+        RuntimeEnvironment(tmp_path, tmp_path, tmp_path),
+        tmp_path / "repository",
+        ports=Ports(1, 2, 3),
+        shm_prefix="test",
+        api_secret="secret",
+    )
+
+    assert seen.read_text() == str(runner.engines.folder) == local.environment[FOLDER_VARIABLE]
 
 
 @pytest.mark.parametrize("missing", sorted(AGENT))

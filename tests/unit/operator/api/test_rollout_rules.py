@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from cel_expr_python import cel
 from pydantic import TypeAdapter, ValidationError
 
 from fakes.cases import cases
+from segserve_builder.spec.model_spec import Runtime
 from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.rollout_policy import RolloutPolicy, Slo
 from segserve_operator.api.segmentation_model import SegmentationModelSpec
@@ -134,6 +136,20 @@ def test_a_policy_that_the_types_refuse_breaks_its_rule(rollout: dict[str, Any],
 )
 def test_the_rules_of_an_slo_are_the_types(slo: dict[str, Any], good: bool) -> None:
     assert (not messages(SegmentationModelSpec, "slo", slo)) == good == _taken(Slo, slo)
+
+
+def test_the_rules_of_a_runtime_are_the_types_and_a_precision_is_refused_in_the_same_words() -> None:
+    engines, devices = [None, "onnxruntime", "tensorrt", "openvino"], [None, "auto", "cpu", "gpu"]
+    for engine, device, precision in product(engines, devices, [None, "fp32", "fp16", "int8"]):
+        named = {"engine": engine, "device": device, "precision": precision}
+        runtime = {name: value for name, value in named.items() if value is not None}
+        said = messages(SegmentationModelSpec, "runtime", runtime)
+        assert (not said) == _taken(Runtime, runtime), runtime
+        if len(said) == 1 and "precision" in said[0]:
+            assert precision in ("fp16", "int8")
+            assert engine != "tensorrt"
+            with pytest.raises(ValidationError, match=said[0]):
+                Runtime.model_validate(runtime)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from segserve_builder.agent import secret
 from segserve_builder.memory import STEP_LIMIT_VARIABLE, step_limit_bytes
 from segserve_builder.render.target import BACKEND_VARIABLE, RELEASE_VARIABLE
 from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT, Ports, server_arguments
-from segserve_builder.spec.names import TRACES_VARIABLE
+from segserve_builder.spec.names import ENGINES, TRACES_VARIABLE
+from segserve_builder.steps.engine_cache import FOLDER_VARIABLE
 from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 
@@ -61,9 +62,9 @@ def triton_command(
         traces_url=traces_url,
     )
     hidden = dict(option.split("=", 1) for option in secret.server_arguments(api_secret))
-    limit = {STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
     traces = {} if traces_url is None else {TRACES_VARIABLE: traces_url}
-    environment = runtime_environment(runtime) | runtime.library_path | STEP_ENVIRONMENT | limit | traces | hidden
+    own = {FOLDER_VARIABLE: str(repository.resolve().parent / ENGINES), STEP_LIMIT_VARIABLE: str(step_limit_bytes())}
+    environment = runtime_environment(runtime) | runtime.library_path | STEP_ENVIRONMENT | own | traces | hidden
     return Command(argv, environment)
 
 
