@@ -2,8 +2,8 @@
 
 The plan is JSON, from a revision's name to those fields of `faults.plan.Fault` that are not as by default. The
 variable FAULTS holds it, or names its file, which is read again whenever it has changed: a fault begins, grows and ends
-while requests come. A pool cannot set that variable, but KMP_AFFINITY, which no program here reads. Without both nothing
-here does anything.
+while requests come. A pool cannot set that variable, but KMP_AFFINITY, which no program here reads. Without both
+nothing here does anything.
 """
 
 from __future__ import annotations

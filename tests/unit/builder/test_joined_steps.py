@@ -47,7 +47,8 @@ PIPELINE = MODEL.spec.pipeline("coins")
 ARTIFACT = COINS / MODEL.spec.artifact.uri
 STEP = "segserve--pipeline--0123456789"
 TWO_CORES = replace(EMBEDDED, cpus=2)
-STREAMS = ({"temporalSmoothing": {"method": "exponential", "alpha": 0.4, "sceneCut": 1}}, {"argmax": {}})
+SMOOTHED = ({"temporalSmoothing": {"method": "exponential", "alpha": 0.4, "sceneCut": 1}}, {"argmax": {}})
+STREAMS = {"postprocess": pipeline_of(postprocess=SMOOTHED).postprocess}
 
 
 def rendered(target: RenderTarget = TWO_CORES, *, apart: bool = False, **changes: Any) -> Tree:
@@ -95,7 +96,7 @@ def test_other_networks_have_a_step_of_their_own(target: RenderTarget, changes: 
         pytest.param(2, {}, [2, 1, 2], id="two cores"),
         pytest.param(64, {}, [8, 1, 8], id="many cores"),
         pytest.param(None, {}, [1, 1, 1], id="cores are not known"),
-        pytest.param(2, {"postprocess": pipeline_of(postprocess=STREAMS).postprocess}, [2, 1, 1], id="it keeps streams"),
+        pytest.param(2, STREAMS, [2, 1, 1], id="it keeps streams"),
         pytest.param(2, with_runtime(device="cpu", instances=2), [1, 2, 1], id="the network is on the CPU"),
     ],
 )

@@ -195,8 +195,8 @@ def annotation_warnings(platform: Platform, resources: Iterable[ParsedResource])
 def check_local_files(resources: Iterable[ParsedResource], base: Path | None = None) -> None:
     """Warn about files of this machine that resources name and that do not exist or differ from the cached one.
 
-    Raises `CommandError` for a file of another digest that is not cached, and for a relative address from standard input that leads
-    nowhere: it was meant to be relative to another folder.
+    Raises `CommandError` for a file of another digest if the right one is not cached, and for a relative address from
+    standard input that leads nowhere: it was meant to be relative to another folder.
     """
     from segserve_builder.sources.cache import folder_path, object_path
     from segserve_operator.adapters.local.files import cache_folder

@@ -23,7 +23,7 @@ from typing import ClassVar, Final, TypeAlias
 
 import segserve_builder
 import segserve_common
-from segserve_builder.render.target import EMBEDDED, RenderTarget
+from segserve_builder.render.target import EMBEDDED, Backend, RenderTarget
 from segserve_builder.steps.openvino_session import REQUIREMENT
 from segserve_common.interpreter import python
 from segserve_operator.adapters.local.code_folder import (
@@ -177,7 +177,7 @@ def _with_triton(embedded: RuntimeEnvironment, folder: Path) -> RuntimeEnvironme
     if not backends.is_dir():
         expected = "expected backends/ in it, and bin/tritonserver unless the embedded Triton is to load them"
         raise TritonFolderError(f"{TRITON_VARIABLE}={folder}: {expected}")
-    backend = "onnxruntime" if (backends / "onnxruntime").is_dir() else "python"
+    backend: Backend = "onnxruntime" if (backends / "onnxruntime").is_dir() else "python"
     if (folder / _SERVER).exists():
         own = replace(embedded, triton=folder, backends=backends)
         _check_stub(backends / _STUB)
