@@ -250,7 +250,7 @@ async def test_a_model_with_a_field_that_nobody_knows_is_not_rolled_out_and_serv
     world = world_with(json.loads(own_objects()))
     before = answered(world)["coins"]
     world.kube.edit(
-        MODELS, NAMESPACE, "coins", {"spec": {"runtime": {"precision": "fp16"}, "output": {"maxDetections": 7}}}
+        MODELS, NAMESPACE, "coins", {"spec": {"runtime": {"accuracy": "fp16"}, "output": {"maxDetections": 7}}}
     )
     await world.turns(6)
 
@@ -258,9 +258,9 @@ async def test_a_model_with_a_field_that_nobody_knows_is_not_rolled_out_and_serv
     assert answered(world)["coins"] == before
     assert "candidate" not in world.status("coins")["roles"]
     message = next(each["message"] for each in world.status("coins")["conditions"] if each["type"] == "Degraded")
-    assert "unknown field 'precision'" in message
+    assert "unknown field 'accuracy'" in message
 
-    world.kube.edit(MODELS, NAMESPACE, "coins", {"spec": {"runtime": {"precision": None}}})
+    world.kube.edit(MODELS, NAMESPACE, "coins", {"spec": {"runtime": {"accuracy": None}}})
     await world.turns(12)
 
     assert world.condition("coins", "Degraded") == ("False", "AsWanted")
