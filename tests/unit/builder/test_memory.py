@@ -219,5 +219,7 @@ def test_an_instance_has_its_part_of_half_the_limit_and_one_at_a_time_has_all_of
 
     assert is_divided == str(instances > 1)
     assert int(alone) in part
-    assert first == second >= 470
-    assert after == int(alone)
+    # In steps of 16 MiB, of which the process itself takes some.
+    assert first in range(470, 513)
+    assert second in range(470, 513)
+    assert after in part

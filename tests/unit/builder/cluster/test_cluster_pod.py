@@ -132,7 +132,7 @@ def test_steps_find_their_engines_where_the_agent_puts_them(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-m", "segserve_builder.cluster.triton"], env={**os.environ, **TRITON, **given})
     runner = ActionRunner(TritonServer(1), Repository(tmp_path / "repository"), tmp_path, tmp_path / "log")
     local = triton_command(
-        RuntimeEnvironment(tmp_path, tmp_path, tmp_path),
+        RuntimeEnvironment(*[tmp_path] * 5),
         tmp_path / "repository",
         ports=Ports(1, 2, 3),
         shm_prefix="test",
