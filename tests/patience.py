@@ -41,7 +41,7 @@ DEADLINES: Final[Mapping[str, tuple[str, ...]]] = {
     "segserve_operator.adapters.checks.triton_queue": ("TIMEOUT_S",),
     "segserve_operator.adapters.kube.resources": ("TIMEOUT_S",),
     "segserve_operator.adapters.local.comparator": ("END_GRACE_S",),
-    "segserve_operator.adapters.local.fleet": ("FRESH_S", "PROBE_TIMEOUT_S", "STOP_GRACE_S"),
+    "segserve_operator.adapters.local.fleet": ("FRESH_S", "PROBE_TIMEOUT_S"),
     "segserve_operator.adapters.local.gateway": ("END_GRACE_S",),
     "segserve_operator.adapters.local.processes": ("KILL_TIMEOUT_S",),
     "segserve_operator.adapters.notify.notifier": ("TIMEOUT_S",),

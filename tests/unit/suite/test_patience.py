@@ -20,7 +20,6 @@ WAITS: Final = {"timeout", "settimeout", "join", "create_connection"}
 """Functions whose argument is a deadline."""
 NOT_LENGTHENED: Final = {
     "segserve_operator.adapters.kube.objects.gateway:_REPLY_S": "written for a gateway of Kubernetes",
-    "segserve_operator.adapters.local.triton:EXIT_TIMEOUT_S": "given to a Triton in a process of its own",
     "segserve_operator.adapters.traffic.envoy_auth:_JWKS_TIMEOUT_S": "written for Envoy",
     "segserve_operator.adapters.traffic.envoy_listener:_AFTER_TIMEOUT_S": "written for Envoy",
     "segserve_operator.adapters.traffic.envoy_telemetry:_EXPORT_TIMEOUT_S": "written for Envoy",
