@@ -81,7 +81,6 @@ class StepProcesses:
         self._server: psutil.Process | None = None
         self._record: ProcessRecord | None = None
         self._stubs: dict[str, list[psutil.Process]] = {}
-        self._lacking: frozenset[str] = frozenset()
         self._dead: set[psutil.Process] = set()
         self._rest: dict[str, set[psutil.Process]] = {}
         self._seen: dict[psutil.Process, tuple[float, float]] = {}
@@ -102,25 +101,28 @@ class StepProcesses:
         """
         if self._find_server() is None:
             return frozenset()
-        former, noticed = self._stubs, self._lacking
-        if short := self._short(needed):
+        former, lacking = self._stubs, self._short(needed)
+        if short := lacking:
             self._find_newest(needed)
-        self._lacking = self._short(needed) if short else short
+            lacking = self._short(needed)
         for step in short:
-            alive = set(filter(_is_alive, former.get(step, ())))
-            dead = {*former.get(step, ())} - alive - self._dead
-            if dead:
-                self._dead |= dead
-                self._rest.setdefault(step, set()).update(alive)
-            causes = list(map(_end_of, dead))
-            cause = next(filter(None, causes), None)
+            known = set(former.get(step, ()))
+            alive, noticed = set(filter(_is_alive, known)), known & self._dead
+            dead = known - alive - noticed
+            if not dead:
+                continue
+            self._dead |= dead
+            self._rest.setdefault(step, set()).update(alive)
+            cause = next(filter(None, map(_end_of, dead)), None)
             # The rest of a step that was short, and all of one that is complete again, ended because it was reloaded.
-            if cause is None and causes and step in self._lacking - noticed:
+            if cause is None and step in lacking and not noticed:
                 cause = _REAPED
             if cause is not None:
                 self.deaths[step] = StepDeath(time.time(), cause)
-        self._end_replaced(needed.keys() - self._lacking)
-        return self._lacking
+        if short:
+            self._dead &= {process for processes in self._stubs.values() for process in processes}
+        self._end_replaced(needed.keys() - lacking)
+        return lacking
 
     def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
         """End processes of the steps `loading` that have been idle for `IDLE_S`, and return their steps.
@@ -160,7 +162,6 @@ class StepProcesses:
         for step, count in needed.items():
             known = {*former.get(step, ()), *found.get(step, ())}
             self._stubs[step] = sorted(known, key=lambda process: (process.create_time(), process.pid))[-count:]
-        self._dead &= {process for processes in self._stubs.values() for process in processes}
 
     def _end_replaced(self, steps: Collection[str]) -> None:
         now_s = time.monotonic()

@@ -167,6 +167,7 @@ def test_processes_that_a_repair_left_behind_count_for_nothing_and_are_ended_onc
 
     second = instances(3)
     assert processes.short_of(needed) == frozenset()
+    assert processes.deaths["net"].at_s == 0.0  # when it was noticed, not when it was repaired
     second[2].kill()
     until(lambda: not _lives(second[2]), "its end")
     assert processes.short_of(needed) == {"net"}
