@@ -31,12 +31,16 @@ NAMES = {name for family in METRIC_FAMILIES for name in family.counters}
 
 
 def scraped(running: Running) -> Series:
-    """Return the series of answers, summed over the servers; a server writes its counters as they are."""
+    """Return the series of answers, summed over the servers."""
+    ports = (json.loads(file.read_text())["metrics"] for file in running.state.glob("groups/*/ports.json"))
+    return series_of(*(f"http://127.0.0.1:{port}/metrics" for port in ports))
+
+
+def series_of(*urls: str) -> Series:
+    """Return the series of answers, summed over servers' metrics; a server writes its counters as they are."""
     found: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()
-    for file in running.state.glob("groups/*/ports.json"):
-        port = json.loads(file.read_text())["metrics"]
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        for family in text_string_to_metric_families(text):
+    for url in urls:
+        for family in text_string_to_metric_families(httpx.get(url).text):
             for sample in family.samples:
                 # The parser ends a counter's name with _total, whether or not it has it.
                 name = sample.name if sample.name in NAMES else sample.name.removesuffix("_total")
@@ -118,12 +122,7 @@ def test_several_processes_of_the_steps_around_a_network_answer_and_count_togeth
         image.set_data_from_numpy(np.array([picture()], np.object_))
         answers = [*threads.map(lambda _: client.infer("bright", [image]).as_numpy("AREAS").tolist(), range(32))]
         steps = Counter(Path(stub.cmdline()[1]).parts[-3] for stub in psutil.Process(server.pid).children())
-        until(lambda: _answers_at(server.metrics_url) == 32, "all answers are counted")
+        until(lambda: value(series_of(server.metrics_url), "segserve_answers_total") == 32, "all answers are counted")
 
     assert answers == [[768, 768]] * 32
     assert sorted(steps.values()) == [1, 2, 2]
-
-
-def _answers_at(url: str) -> float:
-    families = text_string_to_metric_families(httpx.get(url, trust_env=False).text)
-    return sum(each.value for family in families for each in family.samples if each.name == "segserve_answers_total")

@@ -7,12 +7,14 @@ import fcntl
 import json
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from segserve_builder.errors import BuilderError
+
+T = TypeVar("T")
 
 STEP_LIMIT_VARIABLE: Final = "SEGSERVE_STEP_MEMORY_BYTES"
 """Environment variable of Triton: bytes that each process of a step may allocate for requests."""
@@ -105,18 +107,28 @@ class InstanceMemory:
         """Limit this process, an instance that Triton gives these arguments; raises `StepMemoryError`."""
         instances = sum(group["count"] for group in json.loads(args["model_config"]).get("instance_group", ()))
         self._lock = Path(args["model_repository"])
-        self.is_divided = instances > 1
-        self.limit_bytes = limit_allocations(parts=2 * instances if self.is_divided else 1)
+        self.limit_bytes = limit_allocations(parts=2 * instances if instances > 1 else 1)
+        self.is_divided = instances > 1 and self.limit_bytes is not None
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns: in this instance's part, or with the whole limit if that did not suffice."""
+        try:
+            return work()
+        except Exception as error:
+            if not (self.is_divided and is_out_of_memory(error)):
+                raise
+        with self.whole():
+            return work()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Wait until no other instance has the whole limit, and have it."""
+        assert self.limit_bytes is not None
         folder = os.open(self._lock, os.O_RDONLY | os.O_DIRECTORY)
         part_bytes = total_allowed()
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            if self.limit_bytes is not None:
-                allow_allocations(self.limit_bytes)
+            allow_allocations(self.limit_bytes)
             yield
         finally:
             return_freed_memory()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +61,12 @@ class EngineCache:
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
 
-    def keep(self, step: str) -> None:
-        """Keep a step's engines, which have passed a proof, unless the cache has some."""
+    def keep(self, steps: Iterable[str]) -> None:
+        """Keep the engines of steps, which have passed a proof, unless the cache has some."""
+        for step in self.names.keys() & set(steps):
+            self._keep(step)
+
+    def _keep(self, step: str) -> None:
         archive, folder = self.archives.get(step), self.folder / self.names[step]
         try:
             if archive is None or archive.exists() or not any(folder.glob("*.engine")):
@@ -80,6 +84,11 @@ class EngineCache:
         """Remove what is kept of a step that did not load: the reason may be in an engine."""
         with suppress(OSError, KeyError):
             self.archives[step].unlink()
+
+    def forget(self, step: str) -> None:
+        """Let what is kept of a step that is removed be evicted."""
+        self.names.pop(step, None)
+        self.archives.pop(step, None)
 
 
 def _clear(folder: Path) -> None:

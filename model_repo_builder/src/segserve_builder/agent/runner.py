@@ -216,7 +216,9 @@ class ActionRunner:
             case Serve() if prepared is not None:
                 return ActionResult(action, ensembles=self._serve(prepared))
             case Prove() if prepared is not None:
-                return ActionResult(action, proof=self._prove(prepared))
+                proof = self._prove(prepared)
+                self.engines.keep(prepared.tree.networks)
+                return ActionResult(action, proof=proof)
             case Try() if assigned is not None and assigned.trial is not None and prepared is not None:
                 folder = self._golden_folder(assigned.trial)
                 tried = dataclasses.replace(prepared, assigned=assigned.trial, golden=folder)
@@ -234,8 +236,7 @@ class ActionRunner:
                 self.server.unload(name, load_first=load_first)
             case Remove(name):
                 self.steps.remove(name)
-                self.engines.names.pop(name, None)
-                self.engines.archives.pop(name, None)
+                self.engines.forget(name)
         return ActionResult(action)
 
     def _prepare(self, assigned: AssignedRevision, on_progress: OnProgress) -> Prepared:
@@ -366,8 +367,6 @@ class ActionRunner:
         return self._located(Proof("golden", prepared.assigned.spec.golden.sha256, images, bound), prepared)
 
     def _located(self, proof: Proof, prepared: Prepared) -> Proof:
-        for step in self.engines.names.keys() & prepared.tree.networks:
-            self.engines.keep(step)
         devices = {device for step in prepared.tree.networks for device in self.server.devices(step)}
         return dataclasses.replace(proof, devices=tuple(sorted(devices)), gpus=self.gpus())
 

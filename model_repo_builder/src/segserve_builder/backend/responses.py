@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,14 +95,7 @@ def respond(
     responses = []
     for request in requests:
         try:
-            try:
-                responses.append(answered(request))
-                continue
-            except Exception as error:
-                if not (memory.is_divided and is_out_of_memory(error)):
-                    raise
-            with memory.whole():
-                responses.append(answered(request))
+            responses.append(memory.run(partial(answered, request)))
         except Exception as error:
             if is_out_of_memory(error):
                 error = ImageMemoryError(describe(request), memory.limit_bytes)

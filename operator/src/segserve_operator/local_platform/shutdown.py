@@ -5,15 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from typing import Final
 
 from segserve_builder.render.tritonserver import sweep_shm
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, read_platform
 from segserve_operator.adapters.local.leftovers import shm_prefix, sweep_step_environments
-
-STOP_GRACE_S: Final = 20.0
-"""Longer than a Triton's exit timeout."""
 
 
 def end(state: StateFolder, *, keep_models: bool = False) -> bool:
@@ -25,8 +21,8 @@ def end(state: StateFolder, *, keep_models: bool = False) -> bool:
         return False
     record = read_platform(state)
     if record is not None and record.process.pid != os.getpid():
-        processes.end(record.process, grace_s=STOP_GRACE_S, descendants=False)
-    ended = processes.end_marked_processes(state.root, grace_s=STOP_GRACE_S)
+        processes.end(record.process, grace_s=processes.STOP_GRACE_S, descendants=False)
+    ended = processes.end_marked_processes(state.root, grace_s=processes.STOP_GRACE_S)
     for group in state.groups.glob("*"):
         sweep_shm(shm_prefix(state, group.name))
     sweep_step_environments()

@@ -218,7 +218,7 @@ def test_an_engine_that_tensorrt_refuses_is_built_again_at_the_next_attempt(tmp_
     first, pod = Pod(tmp_path / "first", kept), Pod(tmp_path / "pod", kept)
     first.dies = True
     first.carry_out(LoadStep(first.net))
-    first.runner.engines.keep(first.net)  # whole as an archive, and not as an engine
+    first.runner.engines.keep([first.net])  # whole as an archive, and not as an engine
 
     (failure,) = pod.start()
 

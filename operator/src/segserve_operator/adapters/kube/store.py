@@ -297,7 +297,7 @@ class ClusterStore:
         self, kind: Kind, item: Json, former: Sequence[Condition], error: SpecError, message: str
     ) -> None:
         told = refused(error.reason, message, item["metadata"]["generation"], former, self._now())
-        if sorted(told, key=str) != sorted(former, key=str):
+        if set(told) != set(former):
             plain = [condition.to_dict() for condition in told]
             with suppress(NotFoundError):
                 await self._patch(kind, item, {"status": {"conditions": plain}}, status=True)

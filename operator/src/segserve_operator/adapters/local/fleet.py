@@ -32,6 +32,7 @@ from segserve_operator.adapters.checks.triton_queue import queue_of
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.leftovers import shm_prefix, sweep_step_environments
+from segserve_operator.adapters.local.processes import STOP_GRACE_S
 from segserve_operator.adapters.local.runtime import RuntimeEnvironment
 from segserve_operator.adapters.local.triton import LOOPBACK, is_port_free, runtime_environment, triton_command
 from segserve_operator.core.gates.checks import ResourceSample
@@ -49,8 +50,6 @@ AGENT_HANGS_S: Final = 60.0
 RESTART_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
 STABLE_AFTER_S: Final = 60.0
 """How long a process must have run for its end not to count as another failure in a row."""
-STOP_GRACE_S: Final = 20.0
-"""Longer than a Triton's exit timeout."""
 # Below the range that Linux assigns to outgoing connections, so that a restarted server finds its ports free.
 PORTS: Final = range(20_000, 32_000)
 

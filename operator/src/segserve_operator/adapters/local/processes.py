@@ -28,6 +28,8 @@ RECORD_MARK: Final = "SEGSERVE_CHILD_RECORD"
 MAX_ROUNDS: Final = 5
 POLL_S: Final = 0.02
 KILL_TIMEOUT_S: Final = 5.0
+STOP_GRACE_S: Final = 20.0
+"""For a platform's processes, among them Triton with its exit timeout of 15 s."""
 _PRIVATE: Final = """import ctypes, os, struct, sys
 libc, lines = ctypes.CDLL(None), ctypes.create_string_buffer(bytes.fromhex(sys.argv[1]))
 os.umask(0o077)
