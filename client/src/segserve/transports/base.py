@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from segserve.calls.credentials import Credentials, Tls
 from segserve.calls.endpoint import GatewayEndpoint
@@ -19,6 +19,17 @@ from segserve_common.kserve import InferAnswer
 
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 """The default bound: twice the label map of an image of 128 megapixels, uncompressed."""
+
+
+Phase: TypeAlias = Literal["pool", "connect", "write", "read"]
+
+
+class ExchangeError(Exception):
+    """A phase of an exchange over HTTP failed, or made no progress within its timeout."""
+
+    def __init__(self, phase: Phase, cause: str = "", *, timed_out: bool = False) -> None:
+        super().__init__(cause)
+        self.phase, self.timed_out = phase, timed_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import ssl
 import time
 import zlib
@@ -14,11 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from gzip import compress
 from importlib.util import find_spec
-from typing import Any, Final
-from urllib.request import getproxies
-
-import httpcore
-import httpx
+from typing import TYPE_CHECKING, Any, Final
 
 from segserve.calls.answers import REVISION_HEADER, read_model_info, read_pixel_format
 from segserve.calls.endpoint import GatewayEndpoint
@@ -38,14 +35,16 @@ from segserve.results.images import PIXELS
 from segserve.results.values import ModelInfo, PixelFormat
 from segserve.transports.base import (
     Connection,
+    ExchangeError,
+    Phase,
     answer_too_large,
     check_loop,
     check_process,
     deadline,
     deadline_exceeded,
 )
-from segserve.transports.http1 import CHUNK_BYTES, AsyncHttp1Connection, Http1Connection, HttpRequest, Receiver
-from segserve.transports.pool import LIMITS, AsyncConnectionPool, ConnectionPool
+from segserve.transports.http1 import CHUNK_BYTES, Http1Connection, HttpRequest, Url
+from segserve.transports.pool import AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
 from segserve_common.kserve import (
@@ -58,16 +57,16 @@ from segserve_common.kserve import (
     model_path,
 )
 
-# The error of each phase, and the timeout that applies to it, by the name that httpx and httpcore have for it.
-_PHASES: Final[dict[str, tuple[type[SegserveError], str]]] = {
-    "ConnectTimeout": (ConnectTimeoutError, "connect_s"),
-    "ReadTimeout": (ReadTimeoutError, "read_s"),
-    "WriteTimeout": (WriteTimeoutError, "write_s"),
-    "PoolTimeout": (PoolTimeoutError, "pool_s"),
+if TYPE_CHECKING:
+    from segserve.transports.httpx_connections import AsyncHttp1Connection, AsyncHttpxConnection, HttpxConnection
+
+# The error of each phase, and the timeout that applies to it.
+_PHASES: Final[dict[Phase, tuple[type[SegserveError], str]]] = {
+    "connect": (ConnectTimeoutError, "connect_s"),
+    "read": (ReadTimeoutError, "read_s"),
+    "write": (WriteTimeoutError, "write_s"),
+    "pool": (PoolTimeoutError, "pool_s"),
 }
-_NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol, httpcore.ConnectError)
-# For tasks, httpcore translates no error of TLS after the handshake, which is when a gateway refuses a certificate.
-_BROKEN: Final = (httpx.TransportError, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
 # SSL errors that mean a lost connection rather than a failed handshake.
 _CONNECTION_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
@@ -76,6 +75,9 @@ _CONNECTION_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 GZIP_BYTES: Final = 16 * 1024
 GZIP_LEVEL: Final = 1
 _HEADER_LENGTH: Final = HEADER_LENGTH.lower()
+# No address of IPv6 and no name of digits alone, no dot at the start of a segment, no escape of one digit.
+_PLAIN_HOST: Final = re.compile(r"127\.0\.0\.1|[a-z][a-z0-9-]{,62}(?:\.[a-z0-9][a-z0-9-]{,62}){,9}")
+_PLAIN_PATH: Final = re.compile(r"(?:/(?!\.)(?:[A-Za-z0-9._~-]|%[0-9A-F]{2}){1,999}){1,9}")
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 # Others expand a chunk a hundred thousand times, and a list of them multiplies.
 _ENCODINGS: Final = ("identity", "gzip")
@@ -92,29 +94,28 @@ def phase_timeouts(step: Send) -> dict[str, float]:
 def typed_errors(
     endpoint: GatewayEndpoint, step: Send, request: HttpRequest, deadline_s: float = math.inf
 ) -> Iterator[None]:
-    """Translate the errors of httpx and httpcore to the client's."""
+    """Turn an `ExchangeError` into the client's error."""
     try:
         yield
-    except (httpx.TimeoutException, httpcore.TimeoutException) as error:
-        kind, phase = _PHASES[type(error).__name__]
+    except ExchangeError as error:
+        if not error.timed_out:
+            raise _unreachable(endpoint, error, len(request.body or b"")) from error
+        kind, phase = _PHASES[error.phase]
         limit_s = getattr(step.timeouts, phase)
         if limit_s is None or limit_s >= step.timeout_s or time.monotonic() >= deadline_s:
             raise deadline_exceeded(endpoint, step) from error
         raise kind(f"no progress with {endpoint.url} for {phase}={limit_s!r}") from error
-    except _BROKEN as error:
-        raise _unreachable(endpoint, error, len(request.body or b"")) from error
 
 
-def _unreachable(endpoint: GatewayEndpoint, error: Exception, size: int) -> SegserveError:
-    cause = str(error) or type(error).__name__
+def _unreachable(endpoint: GatewayEndpoint, error: ExchangeError, size: int) -> SegserveError:
     if _refused_by_tls(error):
-        return TlsError(f"TLS handshake with {endpoint.url} failed: {cause}")
-    if isinstance(error, _NOT_CONNECTED):
-        return GatewayUnreachableError(f"cannot reach {endpoint.url}: {cause}")
+        return TlsError(f"TLS handshake with {endpoint.url} failed: {error}")
+    if error.phase == "connect":
+        return GatewayUnreachableError(f"cannot reach {endpoint.url}: {error}")
     # A gateway answers a body that is too large before its end; a client that only sends until then sees only the
     # reset.
     hint = f"; a request above the gateway's maxRequestBytes ends in the same way: this one has {size} bytes"
-    return ConnectionLostError(f"lost the connection to {endpoint.url}: {cause}{hint if size > CHUNK_BYTES else ''}")
+    return ConnectionLostError(f"lost the connection to {endpoint.url}: {error}{hint if size > CHUNK_BYTES else ''}")
 
 
 def _refused_by_tls(error: BaseException | None) -> bool:
@@ -154,10 +155,12 @@ class HttpTransport:
     def _open(self) -> None:
         arguments, is_direct = _client_arguments(self._connection), _is_direct(self._connection)
 
-        def make() -> Http1Connection | _HttpxConnection:
+        def make() -> Http1Connection | HttpxConnection:
             if is_direct:
                 return Http1Connection(arguments["verify"])
-            return _HttpxConnection(httpx.Client(**arguments))
+            from segserve.transports.httpx_connections import HttpxConnection
+
+            return HttpxConnection(arguments)
 
         self._pool = ConnectionPool(make, shared=self._connection.http2)
         self._process = os.getpid()
@@ -170,10 +173,12 @@ class AsyncHttpTransport:
         self._connection = connection
         arguments, is_direct = _client_arguments(connection), _is_direct(connection)
 
-        def make() -> AsyncHttp1Connection | _AsyncHttpxConnection:
+        def make() -> AsyncHttp1Connection | AsyncHttpxConnection:
+            from segserve.transports import httpx_connections as connections
+
             if is_direct:
-                return AsyncHttp1Connection(arguments["verify"])
-            return _AsyncHttpxConnection(httpx.AsyncClient(**arguments))
+                return connections.AsyncHttp1Connection(arguments["verify"])
+            return connections.AsyncHttpxConnection(arguments)
 
         self._pool = AsyncConnectionPool(make, shared=connection.http2)
         self._process = os.getpid()
@@ -196,53 +201,6 @@ class AsyncHttpTransport:
         """Close the connections."""
         check_loop(self._loop)
         await self._pool.close()
-
-
-class _HttpxConnection:
-    """An httpx client, for HTTP/2 and for requests by a proxy."""
-
-    def __init__(self, client: httpx.Client) -> None:
-        self._client = client
-
-    def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
-        with self._client.stream(**_httpx_arguments(request, timeouts, receiver)) as response:
-            receiver.begin(response.status_code, dict(response.headers))
-            for chunk in response.iter_raw():
-                receiver.left_s()
-                receiver.add(chunk)
-
-    def close(self) -> None:
-        self._client.close()
-
-
-class _AsyncHttpxConnection:
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
-
-    async def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
-        async with self._client.stream(**_httpx_arguments(request, timeouts, None)) as response:
-            receiver.begin(response.status_code, dict(response.headers))
-            async for chunk in response.aiter_raw():
-                receiver.add(chunk)
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-
-def _httpx_arguments(request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver | None) -> dict[str, Any]:
-    headers, content = dict(request.headers), request.body
-    arguments = {"method": request.method, "url": request.url, "extensions": {"timeout": dict(timeouts)}}
-    if receiver is None or content is None or len(content) <= CHUNK_BYTES:
-        return {**arguments, "headers": headers, "content": content}
-
-    def chunks(whole: memoryview) -> Iterator[memoryview]:
-        for start in range(0, len(whole), CHUNK_BYTES):
-            receiver.left_s()
-            yield whole[start : start + CHUNK_BYTES]
-
-    # With a known length, httpx does not fall back to chunked transfer encoding.
-    headers["Content-Length"] = str(len(content))
-    return {**arguments, "headers": headers, "content": chunks(memoryview(content))}
 
 
 class _Answer:
@@ -305,13 +263,13 @@ def to_http(request: ConfigRequest | InferRequest, connection: Connection, heade
     path = model_path(request.model)
     headers = {"accept-encoding": "gzip" if connection.gzip else "identity", "user-agent": "segserve", **headers}
     if isinstance(request, ConfigRequest):
-        return HttpRequest("GET", _absolute(connection.endpoint, f"{path}/config"), headers, None)
+        return HttpRequest("GET", _url(connection.endpoint, f"{path}/config"), headers, None)
     about_body, body = encode_http(request)
     headers |= about_body
     if connection.gzip and len(body) > GZIP_BYTES and any(tensor.name == PIXELS for tensor in request.inputs):
         headers["Content-Encoding"] = "gzip"
         body = compress(body, GZIP_LEVEL)
-    return HttpRequest("POST", _absolute(connection.endpoint, f"{path}/infer"), headers, body)
+    return HttpRequest("POST", _url(connection.endpoint, f"{path}/infer"), headers, body)
 
 
 def from_http(
@@ -344,12 +302,16 @@ def from_http(
 
 
 @lru_cache(maxsize=4096)
-def _absolute(endpoint: GatewayEndpoint, path: str) -> httpx.URL:
-    """Return the URL of a path, parsed once: httpx would parse it three times per request."""
-    try:
-        return httpx.URL(endpoint.url + path)
-    except httpx.InvalidURL as error:
-        raise BadRequestError(f"not a URL: {endpoint.url!r}: {error}") from error
+def _url(endpoint: GatewayEndpoint, path: str) -> Url:
+    """Return the URL of a path, parsed once. httpx reads what is more than letters, digits and the usual signs."""
+    path = endpoint.path + path
+    if not (_PLAIN_HOST.fullmatch(endpoint.host) and _PLAIN_PATH.fullmatch(path)):
+        from segserve.transports.httpx_connections import parse_url
+
+        return parse_url(f"{endpoint.url}{path.removeprefix(endpoint.path)}")
+    is_usual = endpoint.port == {"http": 80, "https": 443}[endpoint.scheme]
+    authority = endpoint.host if is_usual else endpoint.authority
+    return Url(endpoint.scheme, endpoint.host, endpoint.port, authority, path)
 
 
 def _pixel_format(inputs: object) -> PixelFormat | None:
@@ -373,9 +335,12 @@ def _error_text(body: bytes) -> str:
 
 def _is_direct(connection: Connection) -> bool:
     """Return whether requests go to the gateway itself over HTTP/1.1; for a proxy, httpx reads the environment."""
-    endpoint, proxies = connection.endpoint, getproxies()
-    is_by_proxy = not endpoint.is_loopback and any(proxies.get(name) for name in (endpoint.scheme, "all"))
-    return not connection.http2 and not is_by_proxy
+    if connection.http2 or connection.endpoint.is_loopback:
+        return not connection.http2
+    from urllib.request import getproxies  # imports http.client and email
+
+    proxies = getproxies()
+    return not any(proxies.get(name) for name in (connection.endpoint.scheme, "all"))
 
 
 def _client_arguments(connection: Connection) -> dict[str, Any]:
@@ -389,7 +354,6 @@ def _client_arguments(connection: Connection) -> dict[str, Any]:
         "http2": http2,
         # Without TLS there is no negotiation: the server is assumed to speak HTTP/2, as Envoy does.
         "http1": not (http2 and endpoint.scheme == "http"),
-        "limits": LIMITS,
     }
 
 
@@ -399,6 +363,8 @@ def _tls_context(connection: Connection) -> ssl.SSLContext:
         # Never used. Reading all authorities would take longer than some calls, so this context trusts no authority.
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if tls is None:
+        import httpx
+
         context = httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)
     else:
         try:

@@ -1,20 +1,21 @@
-"""HTTP/1.1 straight to a gateway: the framing of one request and its answer without I/O, and its connections.
+"""HTTP/1.1 straight to a gateway: the framing of one request and its answer without I/O, and a connection for threads.
 
-httpx and h11 take longer for a request than all the rest of a call. They still carry HTTP/2 and requests by a proxy.
+httpx and h11 take longer for a request than all the rest of a call, and importing them longer than a command. They
+still carry HTTP/2 and requests by a proxy.
 """
 
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
-import httpcore
-import httpx
-
+from segserve.transports.base import ExchangeError, Phase
 from segserve.transports.pool import KEEP_S
 from segserve_common.errors import BadRequestError
 
@@ -46,12 +47,25 @@ class Receiver(Protocol):
         ...
 
 
+class Url(NamedTuple):
+    """Where a request goes: a connection is of `scheme`, `host` and `port`, a request has `authority` and `target`."""
+
+    scheme: str
+    host: str
+    port: int
+    authority: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
     """An HTTP request; `body` is None for GET."""
 
     method: str
-    url: httpx.URL
+    url: Url
     headers: Mapping[str, str]
     body: bytes | None
 
@@ -65,8 +79,8 @@ class HttpRequest:
         if not all(map(_PRINTABLE.fullmatch, self.headers.values())):
             raise BadRequestError("the value of a header is not printable ASCII")
         lines = [
-            f"{self.method} {self.url.raw_path.decode('ascii')} HTTP/1.1",
-            f"Host: {self.url.netloc.decode('ascii')}",
+            f"{self.method} {self.url.target} HTTP/1.1",
+            f"Host: {self.url.authority}",
             *(f"{name}: {value}" for name, value in self.headers.items()),
         ]
         if self.body is not None:
@@ -95,10 +109,10 @@ class Response:
         """Whether the connection can carry no other request."""
 
     def feed(self, data: bytes) -> None:
-        """Take what was read, nothing at the connection's end; raises `httpcore.RemoteProtocolError` if malformed."""
+        """Take what was read, nothing at the connection's end; raises `ExchangeError` if malformed."""
         if not data:
             if self._step is not Response._until_end:
-                raise httpcore.RemoteProtocolError("Server disconnected without sending a whole response.")
+                raise ExchangeError("read", "Server disconnected without sending a whole response.")
             self.is_complete = True
             return
         self._buffer += data
@@ -111,23 +125,23 @@ class Response:
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 or end > MAX_HEAD_BYTES:
             if len(self._buffer) > MAX_HEAD_BYTES:
-                raise httpcore.RemoteProtocolError(f"the response's head is larger than {MAX_HEAD_BYTES} bytes")
+                raise ExchangeError("read", f"the response's head is larger than {MAX_HEAD_BYTES} bytes")
             return False
         first, *lines = bytes(self._buffer[:end]).split(b"\r\n")
         del self._buffer[: end + 4]
         status = _STATUS.fullmatch(first)
         if status is None:
-            raise httpcore.RemoteProtocolError(f"not a status line of HTTP/1: {first[:80]!r}")
+            raise ExchangeError("read", f"not a status line of HTTP/1: {first[:80]!r}")
         code = int(status[2])
         if code == 101:
-            raise httpcore.RemoteProtocolError("the server switches protocols unasked")
+            raise ExchangeError("read", "the server switches protocols unasked")
         if code < 200:
             return True  # an interim answer: another head follows
         headers: dict[str, str] = {}
         for line in lines:
             field = _FIELD.fullmatch(line)
             if field is None:
-                raise httpcore.RemoteProtocolError(f"not a header: {line[:80]!r}")
+                raise ExchangeError("read", f"not a header: {line[:80]!r}")
             name, value = field[1].decode().lower(), field[2].strip(b" \t").decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         options = {option.strip().lower() for option in headers.get("connection", "").split(",")}
@@ -144,7 +158,7 @@ class Response:
         coding = headers.get("transfer-encoding")
         if coding is not None:
             if coding.lower() != "chunked":
-                raise httpcore.RemoteProtocolError(f"Transfer-Encoding must be chunked, got {coding[:80]!r}")
+                raise ExchangeError("read", f"Transfer-Encoding must be chunked, got {coding[:80]!r}")
             return Response._chunk
         if "content-length" not in headers:
             self.is_last = True
@@ -152,7 +166,7 @@ class Response:
         lengths = {length.strip() for length in headers["content-length"].split(",")}
         text = lengths.pop()
         if lengths or not (text.isascii() and text.isdecimal()) or len(text) > 18:
-            raise httpcore.RemoteProtocolError(f"not a Content-Length: {headers['content-length'][:80]!r}")
+            raise ExchangeError("read", f"not a Content-Length: {headers['content-length'][:80]!r}")
         self._left = int(text)
         return Response._counted
 
@@ -172,7 +186,7 @@ class Response:
             return False
         size = _CHUNK.fullmatch(line)
         if size is None:
-            raise httpcore.RemoteProtocolError(f"not the size of a chunk: {line[:80]!r}")
+            raise ExchangeError("read", f"not the size of a chunk: {line[:80]!r}")
         self._left = int(size[1], 16)
         self._step = Response._chunk_body if self._left else Response._trailer
         return True
@@ -182,7 +196,7 @@ class Response:
         if self._left or len(self._buffer) < 2:
             return False
         if self._line() != b"":
-            raise httpcore.RemoteProtocolError("a chunk is longer than its size")
+            raise ExchangeError("read", "a chunk is longer than its size")
         self._step = Response._chunk
         return True
 
@@ -196,7 +210,7 @@ class Response:
         end = self._buffer.find(b"\r\n", 0, MAX_HEAD_BYTES)
         if end < 0:
             if len(self._buffer) >= MAX_HEAD_BYTES:
-                raise httpcore.RemoteProtocolError(f"a line of the response is larger than {MAX_HEAD_BYTES} bytes")
+                raise ExchangeError("read", f"a line of the response is larger than {MAX_HEAD_BYTES} bytes")
             return None
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 2]
@@ -215,99 +229,84 @@ class Http1Connection:
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
-        self._stream: httpcore.NetworkStream | None = None
+        self._socket: socket.socket | None = None
         self._idle_since = 0.0
 
     def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
-        """Send a request and hand its answer over; raises httpcore's errors and the receiver's."""
-        stream, self._stream = self._stream, None
-        if stream is not None and _is_stale(stream, self._idle_since):
-            stream.close()
-            stream = None
-        stream = stream or self._connect(request.url, min(timeouts["connect"], receiver.left_s()))
+        """Send a request and hand its answer over; raises `ExchangeError` and the receiver's errors."""
+        connection, self._socket = self._socket, None
+        if connection is not None and (time.monotonic() - self._idle_since > KEEP_S or _has_more(connection)):
+            connection.close()
+            connection = None
+        connection = connection or self._connect(request.url, min(timeouts["connect"], receiver.left_s()))
         response = Response(receiver)
         try:
             try:
                 for part in request.parts():
-                    stream.write(part, min(timeouts["write"], receiver.left_s()))
-            except httpcore.WriteError:
+                    _send(connection, part, min(timeouts["write"], receiver.left_s()))
+            except ExchangeError as error:
+                if error.timed_out:
+                    raise
                 response.is_last = True  # a server may answer before it has read all of a request, and then closes
             while not response.is_complete:
-                response.feed(stream.read(READ_BYTES, min(timeouts["read"], receiver.left_s())))
+                timeout_s = min(timeouts["read"], receiver.left_s())
+                with _phase("read"):
+                    connection.settimeout(timeout_s)
+                    data = connection.recv(READ_BYTES)
+                response.feed(data)
         except BaseException:
-            stream.close()
+            connection.close()
             raise
         if response.is_last:
-            stream.close()
+            connection.close()
         else:
-            self._stream, self._idle_since = stream, time.monotonic()
+            self._socket, self._idle_since = connection, time.monotonic()
 
     def close(self) -> None:
         """Close the connection."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close()
 
-    def _connect(self, url: httpx.URL, timeout_s: float) -> httpcore.NetworkStream:
-        host, port = _address(url)
-        stream = httpcore.SyncBackend().connect_tcp(host, port, timeout=timeout_s)
-        return stream.start_tls(self._context, host, timeout_s) if url.scheme == "https" else stream
-
-
-class AsyncHttp1Connection:
-    """`Http1Connection` for the tasks of an event loop."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
-        self._stream: httpcore.AsyncNetworkStream | None = None
-        self._idle_since = 0.0
-
-    async def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
-        """Send a request and hand its answer over; raises httpcore's errors and the receiver's."""
-        stream, self._stream = self._stream, None
-        if stream is not None and _is_stale(stream, self._idle_since):
-            await stream.aclose()
-            stream = None
-        stream = stream or await self._connect(request.url, timeouts["connect"])
-        response = Response(receiver)
-        try:
+    def _connect(self, url: Url, timeout_s: float) -> socket.socket:
+        with _phase("connect"):
+            connection = socket.create_connection((url.host, url.port), timeout_s)
             try:
-                for part in request.parts():
-                    await stream.write(part, timeouts["write"])
-            except httpcore.WriteError:
-                response.is_last = True
-            while not response.is_complete:
-                response.feed(await stream.read(READ_BYTES, timeouts["read"]))
-        except BaseException:
-            await stream.aclose()
-            raise
-        if response.is_last:
-            await stream.aclose()
-        else:
-            self._stream, self._idle_since = stream, time.monotonic()
-
-    async def close(self) -> None:
-        """Close the connection."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            await stream.aclose()
-
-    async def _connect(self, url: httpx.URL, timeout_s: float) -> httpcore.AsyncNetworkStream:
-        host, port = _address(url)
-        stream = await httpcore.AnyIOBackend().connect_tcp(host, port, timeout=timeout_s)
-        if url.scheme != "https":
-            return stream
-        try:
-            return await stream.start_tls(self._context, host, timeout_s)
-        except BaseException:
-            await stream.aclose()  # httpcore leaves it open when the task is cancelled
-            raise
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if url.scheme == "https":
+                    return self._context.wrap_socket(connection, server_hostname=url.host)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
 
 
-def _is_stale(stream: httpcore.NetworkStream | httpcore.AsyncNetworkStream, idle_since: float) -> bool:
-    """Return whether a kept connection has been idle for too long, or was closed by the server."""
-    return time.monotonic() - idle_since > KEEP_S or bool(stream.get_extra_info("is_readable"))
+@contextmanager
+def _phase(phase: Phase) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise ExchangeError(phase, timed_out=True) from error
+    except OSError as error:
+        raise ExchangeError(phase, str(error) or type(error).__name__) from error
 
 
-def _address(url: httpx.URL) -> tuple[str, int]:
-    return url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
+def _send(connection: socket.socket, data: bytes, timeout_s: float) -> None:
+    """Send all of it; the timeout is for each part that the system takes at once."""
+    left = memoryview(data)
+    with _phase("write"):
+        connection.settimeout(timeout_s)
+        while left:
+            left = left[connection.send(left) :]
+
+
+def _has_more(connection: socket.socket) -> bool:
+    """Return whether the server has closed an idle connection, or has sent what was not requested."""
+    try:
+        connection.settimeout(0)
+        socket.socket.recv(connection, 1, socket.MSG_PEEK)  # below TLS, whose own method takes no flag
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -14,9 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Generic, Protocol, TypeVar
 
-import httpx
-
-from segserve.transports.base import check_open
+from segserve.transports.base import ExchangeError, check_open
 
 
 class Closable(Protocol):
@@ -42,7 +40,6 @@ AsyncT = TypeVar("AsyncT", bound=AsyncClosable)
 MAX_CONNECTIONS: Final = 256
 # Shorter than any gateway keeps an idle connection.
 KEEP_S: Final = 30.0
-LIMITS: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_S)
 
 
 class _Idle(Generic[ClientT]):
@@ -107,10 +104,10 @@ class ConnectionPool(Generic[SyncT]):
 
     @contextmanager
     def acquire(self, wait_s: float) -> Iterator[SyncT]:
-        """Lend a client for the block; raises `httpx.PoolTimeout` if none is free within `wait_s` seconds."""
+        """Lend a client for the block; raises `ExchangeError` if none is free within `wait_s` seconds."""
         check_open(self._closed)
         if not self._free.acquire(timeout=wait_s):
-            raise httpx.PoolTimeout("")
+            raise ExchangeError("pool", timed_out=True)
         try:
             client = self._idle.take()
             try:
@@ -141,13 +138,13 @@ class AsyncConnectionPool(Generic[AsyncT]):
 
     @asynccontextmanager
     async def acquire(self, wait_s: float) -> AsyncIterator[AsyncT]:
-        """Lend a client for the block; raises `httpx.PoolTimeout` if none is free within `wait_s` seconds."""
+        """Lend a client for the block; raises `ExchangeError` if none is free within `wait_s` seconds."""
         check_open(self._closed)
         try:
             async with asyncio.timeout(wait_s):
                 await self._free.acquire()
         except TimeoutError:
-            raise httpx.PoolTimeout("") from None
+            raise ExchangeError("pool", timed_out=True) from None
         try:
             client = self._idle.take()
             try:

@@ -345,12 +345,13 @@ def _print_line(console: Console, line: str) -> None:
 def _screen(total: int) -> Iterator[_Screen]:
     """Show a progress bar, for one image a spinner, if stderr is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     results, messages = Console(), Console(stderr=True)
     if not sys.stderr.isatty():
         yield _Screen(results, messages, lambda: None)
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
     shared = results if sys.stdout.isatty() else messages
     of_many = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     columns = (SpinnerColumn(), TextColumn("waiting for the result")) if total == 1 else of_many
