@@ -90,7 +90,8 @@ def image_content(data: bytes) -> ImageContent:
     except ImageFileError:
         if data.startswith(SERVER_DECODES):
             return ImageContent(data)
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+    is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
+    if is_heic:
         try:
             import_module("pillow_heif").register_heif_opener()
         except ImportError as error:
@@ -103,7 +104,9 @@ def image_content(data: bytes) -> ImageContent:
         if opened.format in RUN_PROGRAMS:
             return ImageContent(data)
         frames = getattr(opened, "n_frames", 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if is_heic:
+            raise BadRequestError(f"the HEIC image is damaged or cut short: {error}") from error
         return ImageContent(data)
     try:
         opened.load()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 from PIL import Image, UnidentifiedImageError
@@ -22,7 +23,7 @@ from segserve.tiled.grid import Window
 from segserve.tiled.sources import open_source
 from segserve_builder.errors import BadImageError
 from segserve_builder.imaging.decoding import decode_image
-from segserve_common.image_file import describe
+from segserve_common.image_file import describe, turn
 from segserve_platform.evaluation.datasets import read_dataset
 from segserve_platform.image_content import image_content
 
@@ -292,6 +293,32 @@ def check_ways(data: bytes, kind: str, orientation: int, folder: Path) -> None:
 )
 def test_frames_and_pages_are_counted_but_reduced_copies_are_not(data: Callable[[], bytes], frames: int) -> None:
     assert image_content(data()).frames == frames
+
+
+@pytest.fixture(scope="module")
+def heic() -> Callable[..., bytes]:
+    """The picture as a HEIC file with this orientation."""
+    pillow_heif.register_heif_opener()
+
+    def write(orientation: int) -> bytes:
+        return saved(PICTURE, "HEIF", quality=-1, chroma=444, exif=exif_block(orientation, kind=3, order="<"))
+
+    return write
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_a_heic_file_is_turned_upright_once(orientation: int, heic: Callable[..., bytes]) -> None:
+    image = image_content(heic(orientation)).image
+
+    assert isinstance(image, Image.Image)
+    upright = turn(PICTURE, orientation).astype(int)
+    assert np.abs(np.asarray(picture(image)).astype(int) - upright).max() <= 3  # of the conversion to YCbCr
+
+
+@pytest.mark.parametrize("size", [40, 400, -100])
+def test_a_heic_file_that_is_cut_short_is_damaged(size: int, heic: Callable[..., bytes]) -> None:
+    with pytest.raises(BadRequestError, match="damaged or cut short: "):
+        image_content(heic(1)[:size])
 
 
 def without_photometric(data: bytes) -> bytes:
