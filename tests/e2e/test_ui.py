@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from fakes import sheets
 from fakes.captured_samples import keep_samples
 from fakes.comparator import running_comparator
 from fakes.control import LocalHarness, answering, status
+from fakes.docs import ROOT
 from fakes.page_browser import chromium, opened, silent
 from segserve import Client
 from segserve_common.kserve import Tensor
@@ -42,6 +45,7 @@ from segserve_ui.server import open_browser
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("chromium")]
 PHOTO = MODELS.parent / "coins.png"
+README_PICTURE = ROOT / "docs/images/ui-playground.jpg"
 COINS = 24
 MARKUP = "<img src=x onerror=alert(1)>"
 READY = {
@@ -107,6 +111,20 @@ def test_an_image_is_segmented_and_the_slider_hides_objects_without_a_request(pa
     with page.expect_download() as download:
         page.get_by_role("button", name="COCO").click()
     assert len(json.loads(download.value.path().read_text())["annotations"]) == shown(page)
+
+
+def test_the_picture_in_readme_shows_the_page_as_it_is(page: Page) -> None:
+    """Its comment names what it shows. `SEGSERVE_WRITE_GOLDEN=1` takes it again: look at it before it is committed."""
+    segment(page, "coins-instances")
+    page.mouse.move(0, 0)
+    named = re.findall(r'(?:button|link|heading|tab|checkbox|slider) "([^"\d]+)"', page.locator("body").aria_snapshot())
+    labels = list(dict.fromkeys(named))
+
+    if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
+        with Image.open(io.BytesIO(page.screenshot())) as picture:
+            picture.convert("RGB").save(README_PICTURE, quality=88, optimize=True, comment="\n".join(labels).encode())
+    with Image.open(README_PICTURE) as picture:
+        assert picture.info["comment"].decode().splitlines() == labels
 
 
 def test_several_images_are_segmented_at_once_and_a_refused_file_is_named_until_it_is_dismissed(
