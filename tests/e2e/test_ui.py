@@ -57,7 +57,7 @@ READY = {
     "samples": ".gallery > *",
 }
 """What each page shows once it has asked."""
-WIDTHS = {"phone": (360, 740), "tablet": (820, 1000), "wide": (1440, 900)}
+WIDTHS = {"phone": (360, 740), "tablet": (820, 1000), "wide": (1440, 900), "large": (1920, 1080)}
 
 
 @pytest.fixture(scope="module")
