@@ -43,7 +43,7 @@ from segserve.transports.base import (
     deadline,
     deadline_exceeded,
 )
-from segserve.transports.http1 import CHUNK_BYTES, Http1Connection, HttpRequest, Url
+from segserve.transports.http1 import CHUNK_BYTES, Http1Connection, HttpRequest, RequestUrl
 from segserve.transports.pool import AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
@@ -302,7 +302,7 @@ def from_http(
 
 
 @lru_cache(maxsize=4096)
-def _url(endpoint: GatewayEndpoint, path: str) -> Url:
+def _url(endpoint: GatewayEndpoint, path: str) -> RequestUrl:
     """Return the URL of a path, parsed once. httpx reads what is more than letters, digits and the usual signs."""
     path = endpoint.path + path
     if not (_PLAIN_HOST.fullmatch(endpoint.host) and _PLAIN_PATH.fullmatch(path)):
@@ -311,7 +311,7 @@ def _url(endpoint: GatewayEndpoint, path: str) -> Url:
         return parse_url(f"{endpoint.url}{path.removeprefix(endpoint.path)}")
     is_usual = endpoint.port == {"http": 80, "https": 443}[endpoint.scheme]
     authority = endpoint.host if is_usual else endpoint.authority
-    return Url(endpoint.scheme, endpoint.host, endpoint.port, authority, path)
+    return RequestUrl(endpoint.scheme, endpoint.host, endpoint.port, authority, path)
 
 
 def _pixel_format(inputs: object) -> PixelFormat | None:

@@ -47,7 +47,7 @@ class Receiver(Protocol):
         ...
 
 
-class Url(NamedTuple):
+class RequestUrl(NamedTuple):
     """Where a request goes: a connection is of `scheme`, `host` and `port`, a request has `authority` and `target`."""
 
     scheme: str
@@ -65,7 +65,7 @@ class HttpRequest:
     """An HTTP request; `body` is None for GET."""
 
     method: str
-    url: Url
+    url: RequestUrl
     headers: Mapping[str, str]
     body: bytes | None
 
@@ -268,7 +268,7 @@ class Http1Connection:
         if connection is not None:
             connection.close()
 
-    def _connect(self, url: Url, timeout_s: float) -> socket.socket:
+    def _connect(self, url: RequestUrl, timeout_s: float) -> socket.socket:
         with _phase("connect"):
             connection = socket.create_connection((url.host, url.port), timeout_s)
             try:

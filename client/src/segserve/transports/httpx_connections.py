@@ -12,7 +12,7 @@ import httpcore
 import httpx
 
 from segserve.transports.base import ExchangeError, Phase
-from segserve.transports.http1 import CHUNK_BYTES, READ_BYTES, HttpRequest, Receiver, Response, Url
+from segserve.transports.http1 import CHUNK_BYTES, READ_BYTES, HttpRequest, Receiver, RequestUrl, Response
 from segserve.transports.pool import KEEP_S
 from segserve_common.errors import BadRequestError
 
@@ -29,14 +29,14 @@ _NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.Unsupported
 _BROKEN: Final = (httpx.TransportError, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
 
 
-def parse_url(text: str) -> Url:
+def parse_url(text: str) -> RequestUrl:
     """Return where a request goes; raises `BadRequestError` if httpx takes it for no URL."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise BadRequestError(f"not a URL: {text!r}: {error}") from error
     port = url.port or (443 if url.scheme == "https" else 80)
-    return Url(url.scheme, url.raw_host.decode(), port, url.netloc.decode(), url.raw_path.decode())
+    return RequestUrl(url.scheme, url.raw_host.decode(), port, url.netloc.decode(), url.raw_path.decode())
 
 
 @contextmanager
@@ -92,7 +92,7 @@ class AsyncHttp1Connection:
         if stream is not None:
             await stream.aclose()
 
-    async def _connect(self, url: Url, timeout_s: float) -> httpcore.AsyncNetworkStream:
+    async def _connect(self, url: RequestUrl, timeout_s: float) -> httpcore.AsyncNetworkStream:
         stream = await httpcore.AnyIOBackend().connect_tcp(url.host, url.port, timeout=timeout_s)
         if url.scheme != "https":
             return stream
