@@ -10,12 +10,11 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from segserve_common.errors import BadRequestError
-from segserve_common.http.urls import is_loopback
+from segserve_common.http.urls import PORTS, is_loopback
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 URL_VARIABLE: Final = "SEGSERVE_URL"
 UrlSource: TypeAlias = Literal["given", "environment", "platform", "default"]
-_PORTS: Final = {"http": 80, "https": 443}
 _OF_MODEL: Final = re.compile(r"/v[12](/models(/[^/]+)?)?/*$")
 """The end of a model's own URL, as `segserve get` prints it."""
 
@@ -54,12 +53,12 @@ class GatewayEndpoint:
             (parts.hostname or "").encode("idna")  # as a look-up does, whose error would have no type of ours
         except ValueError as error:
             raise BadRequestError(f"not a URL: {_shown(text)!r}: {_shown(str(error))}") from None
-        if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+        if parts.scheme not in PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
             raise BadRequestError(f"a gateway's URL must be http(s)://host[:port][/prefix], got {_shown(text)!r}")
         return cls(
             parts.scheme,
             parts.hostname,
-            port or _PORTS[parts.scheme],
+            port or PORTS[parts.scheme],
             _OF_MODEL.sub("", parts.path).rstrip("/"),
             source,
         )

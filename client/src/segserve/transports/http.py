@@ -43,10 +43,11 @@ from segserve.transports.base import (
     deadline,
     deadline_exceeded,
 )
-from segserve.transports.http1 import CHUNK_BYTES, Http1Connection, HttpRequest, RequestUrl
+from segserve.transports.http1 import CHUNK_BYTES, Http1Connection, HttpRequest
 from segserve.transports.pool import AsyncConnectionPool, ConnectionPool
 from segserve_common.backoff import retry_after_s
 from segserve_common.errors import BadRequestError, ProtocolError, SegserveError
+from segserve_common.http.urls import Url, UrlError
 from segserve_common.kserve import (
     HEADER_LENGTH,
     InferAnswer,
@@ -302,16 +303,16 @@ def from_http(
 
 
 @lru_cache(maxsize=4096)
-def _url(endpoint: GatewayEndpoint, path: str) -> RequestUrl:
+def _url(endpoint: GatewayEndpoint, path: str) -> Url:
     """Return the URL of a path, parsed once. httpx reads what is more than letters, digits and the usual signs."""
     path = endpoint.path + path
     if not (_PLAIN_HOST.fullmatch(endpoint.host) and _PLAIN_PATH.fullmatch(path)):
-        from segserve.transports.httpx_connections import parse_url
-
-        return parse_url(f"{endpoint.url}{path.removeprefix(endpoint.path)}")
-    is_usual = endpoint.port == {"http": 80, "https": 443}[endpoint.scheme]
-    authority = endpoint.host if is_usual else endpoint.authority
-    return RequestUrl(endpoint.scheme, endpoint.host, endpoint.port, authority, path)
+        url = f"{endpoint.url}{path.removeprefix(endpoint.path)}"
+        try:
+            return Url.normalised(url)
+        except UrlError as error:
+            raise BadRequestError(f"{error}, got {url!r}") from error
+    return Url(endpoint.scheme, endpoint.host, endpoint.port, path)
 
 
 def _pixel_format(inputs: object) -> PixelFormat | None:

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from segserve.transports.base import ExchangeError, Phase
 from segserve.transports.pool import KEEP_S
 from segserve_common.errors import BadRequestError
+from segserve_common.http.urls import Url
 
 # Bodies are sent in chunks of this size; the deadline is checked between them.
 CHUNK_BYTES: Final = 2**20
@@ -47,25 +48,12 @@ class Receiver(Protocol):
         ...
 
 
-class RequestUrl(NamedTuple):
-    """Where a request goes: a connection is of `scheme`, `host` and `port`, a request has `authority` and `target`."""
-
-    scheme: str
-    host: str
-    port: int
-    authority: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.target}"
-
-
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
     """An HTTP request; `body` is None for GET."""
 
     method: str
-    url: RequestUrl
+    url: Url
     headers: Mapping[str, str]
     body: bytes | None
 
@@ -80,7 +68,7 @@ class HttpRequest:
             raise BadRequestError("the value of a header is not printable ASCII")
         lines = [
             f"{self.method} {self.url.target} HTTP/1.1",
-            f"Host: {self.url.authority}",
+            f"Host: {self.url.netloc}",
             *(f"{name}: {value}" for name, value in self.headers.items()),
         ]
         if self.body is not None:
@@ -268,7 +256,7 @@ class Http1Connection:
         if connection is not None:
             connection.close()
 
-    def _connect(self, url: RequestUrl, timeout_s: float) -> socket.socket:
+    def _connect(self, url: Url, timeout_s: float) -> socket.socket:
         with _phase("connect"):
             connection = socket.create_connection((url.host, url.port), timeout_s)
             try:

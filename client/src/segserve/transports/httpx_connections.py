@@ -12,9 +12,9 @@ import httpcore
 import httpx
 
 from segserve.transports.base import ExchangeError, Phase
-from segserve.transports.http1 import CHUNK_BYTES, READ_BYTES, HttpRequest, Receiver, RequestUrl, Response
+from segserve.transports.http1 import CHUNK_BYTES, READ_BYTES, HttpRequest, Receiver, Response
 from segserve.transports.pool import KEEP_S
-from segserve_common.errors import BadRequestError
+from segserve_common.http.urls import Url
 
 LIMITS: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_S)
 # The phase of each timeout, by the name that httpx and httpcore have for it.
@@ -27,16 +27,6 @@ _TIMEOUTS: Final[dict[str, Phase]] = {
 _NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol, httpcore.ConnectError)
 # For tasks, httpcore translates no error of TLS after the handshake, which is when a gateway refuses a certificate.
 _BROKEN: Final = (httpx.TransportError, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError)
-
-
-def parse_url(text: str) -> RequestUrl:
-    """Return where a request goes; raises `BadRequestError` if httpx takes it for no URL."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise BadRequestError(f"not a URL: {text!r}: {error}") from error
-    port = url.port or (443 if url.scheme == "https" else 80)
-    return RequestUrl(url.scheme, url.raw_host.decode(), port, url.netloc.decode(), url.raw_path.decode())
 
 
 @contextmanager
@@ -92,7 +82,7 @@ class AsyncHttp1Connection:
         if stream is not None:
             await stream.aclose()
 
-    async def _connect(self, url: RequestUrl, timeout_s: float) -> httpcore.AsyncNetworkStream:
+    async def _connect(self, url: Url, timeout_s: float) -> httpcore.AsyncNetworkStream:
         stream = await httpcore.AnyIOBackend().connect_tcp(url.host, url.port, timeout=timeout_s)
         if url.scheme != "https":
             return stream
@@ -142,8 +132,9 @@ class AsyncHttpxConnection:
 
 
 def _httpx_arguments(request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver | None) -> dict[str, Any]:
-    headers, content = dict(request.headers), request.body
-    arguments = {"method": request.method, "url": str(request.url), "extensions": {"timeout": dict(timeouts)}}
+    headers, content, url = dict(request.headers), request.body, request.url
+    whole_url = f"{url.scheme}://{url.netloc}{url.target}"
+    arguments = {"method": request.method, "url": whole_url, "extensions": {"timeout": dict(timeouts)}}
     if receiver is None or content is None or len(content) <= CHUNK_BYTES:
         return {**arguments, "headers": headers, "content": content}
 
