@@ -64,6 +64,32 @@ def test_a_label_map_is_the_one_that_the_client_gets(coins: Running, photo: byte
     assert [each["size"] for each in masks] == [list(expected.size)] * 2
 
 
+@pytest.mark.parametrize("file_format", ["png", "webp"])
+@pytest.mark.parametrize("model", ["coins", "coins-instances"])
+def test_an_overlay_is_the_one_that_the_client_draws(
+    coins: Running, photo: bytes, model: str, file_format: str
+) -> None:
+    with Client(coins.url) as client:
+        expected = np.array(client.segment(photo, model=model).overlay(photo), float)
+
+    url = f"{coins.url}/v1/models/{model}:segment"
+    answer = httpx.post(url, content=photo, headers={"accept": f"image/{file_format}"}, timeout=HANG_S)
+
+    assert answer.headers["content-type"] == f"image/{file_format}"
+    drawn = np.array(Image.open(io.BytesIO(answer.content)), float)
+    assert np.abs(drawn - expected).mean() <= (0 if file_format == "png" else 6)
+
+
+def test_pixels_have_no_overlay_and_the_error_says_what_they_have(coins: Running) -> None:
+    pixels = {"name": "PIXELS", "datatype": "UINT8", "shape": [2, 2, 3], "data": [0] * 12}
+    body = {"inputs": [pixels], "parameters": {"overlay": "png"}}
+
+    refused = httpx.post(f"{coins.url}/v2/models/coins/infer", json=body, timeout=HANG_S)
+
+    assert refused.status_code == 400
+    assert "an overlay needs the image's file (IMAGE); of PIXELS there are all other outputs" in refused.json()["error"]
+
+
 def test_an_image_in_json_is_answered_as_the_image_itself(coins: Running, photo: bytes) -> None:
     url, text = f"{coins.url}/v1/models/coins-instances:segment", base64.b64encode(photo).decode()
     headers = {"content-type": "application/json; charset=utf-8"}
@@ -155,6 +181,9 @@ def test_the_page_about_curl_does_what_it_says(coins: Running, photo: bytes, tmp
     ]
 
     first, form, masks, saved = printed
+    with Client(coins.url) as client, Image.open(tmp_path / "overlay.png") as overlay:
+        drawn = client.segment(photo, model="coins", expect=SemanticResult).overlay(photo)
+        assert np.array_equal(np.array(overlay), np.array(drawn))
     assert json.loads(first)["objects"][: len(json.loads(form)["objects"])] == json.loads(form)["objects"]
     assert json.loads(masks)["classes"][1]["area"] in COIN_PIXELS
     assert saved == b""

@@ -255,17 +255,29 @@ def test_an_answer_beyond_the_bound_is_a_problem_that_says_what_to_do(gateway: G
 
 
 @pytest.mark.parametrize("size", [100, 4 * MEBIBYTE])
-def test_a_label_map_of_any_size_is_the_body_for_a_caller_that_accepts_pictures(gateway: Guarded, size: int) -> None:
+def test_a_label_map_of_any_size_is_the_body_for_a_caller_that_requests_it(gateway: Guarded, size: int) -> None:
     gateway.triton.said = (described(size, name="LABELS"), answer(size, name="LABELS"))
 
-    answered = ask(gateway, headers={"accept": "image/png"})
+    answered = ask(gateway, params={"picture": "labels"})
 
     assert (answered.status_code, answered.headers["content-type"]) == (200, "image/png")
     assert answered.content == bytes(size)
     gateway.triton.said = (described(100), answer(100))
-    answered = ask(gateway, headers={"accept": "image/png"})
+    answered = ask(gateway, params={"picture": "labels"})
     assert (answered.status_code, answered.headers["content-type"]) == (406, "application/problem+json")
-    assert answered.json()["detail"] == "the model answers no label map: accept application/json"
+    assert answered.json()["detail"].startswith("the model answers no label map: leave out picture=labels")
+
+
+@pytest.mark.parametrize("size", [100, 4 * MEBIBYTE])
+def test_an_overlay_of_any_size_is_the_body_for_a_caller_that_accepts_pictures(gateway: Guarded, size: int) -> None:
+    gateway.triton.said = (described(size, name="OVERLAY"), answer(size, name="OVERLAY"))
+
+    for kind in ("image/png", "image/webp"):
+        answered = ask(gateway, headers={"accept": kind})
+        assert (answered.status_code, answered.headers["content-type"]) == (200, kind)
+        assert answered.content == bytes(size)
+    gateway.triton.said = (described(MAX_PLAIN_BYTES), answer(MAX_PLAIN_BYTES))
+    assert "; request image/webp, or POST" in ask(gateway, headers={"accept": "image/png"}).json()["detail"]
 
 
 def test_answers_that_are_held_for_others_are_bounded_until_they_end(gateway: Guarded) -> None:

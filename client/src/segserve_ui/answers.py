@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from segserve.exports.coco import merge
 from segserve.rendering.display import printable
-from segserve.rendering.palette import class_colour, palette
-from segserve.results.annotation import Annotation, is_background
+from segserve.results.annotation import Annotation
 from segserve.results.masks import EncodedMask, masks_of_labels
 from segserve.results.objects import DetectionResult, InstanceResult, KeypointResult
 from segserve.results.result import PanopticResult, Result, SemanticResult
-from segserve.results.values import Colour
+from segserve.results.values import class_colour
+from segserve_common.drawing.overlays import is_background
+from segserve_common.drawing.palette import Colour, palette
 from segserve_common.errors import BadRequestError, ControlError
 
 Json = dict[str, Any]

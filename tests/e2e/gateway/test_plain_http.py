@@ -34,7 +34,8 @@ pytestmark = [pytest.mark.platform, pytest.mark.core]
 
 PATH = "/v1/models/coins:segment"
 HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
-OPTIONS = "allowed are encoding, max_detections, score_threshold"
+KINDS = "the answer is application/json, or a picture as image/png or image/webp"
+OPTIONS = "allowed are encoding, max_detections, picture, score_threshold"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 RLE = b"ab\\c0"
 SIZE = Tensor.of_array("SIZE", np.array([3, 4], np.int32))
@@ -175,6 +176,39 @@ async def test_the_query_and_a_forms_other_fields_are_options(plain: Plain) -> N
     form = {"files": {"image": b"image"}, "data": {"max_detections": "3"}}
     await plain.ask(None, f"{PATH}?score_threshold=1", **form)
     assert plain.arrived() == (b"image", {"binary_data_output": True, "max_detections": "3", "score_threshold": "1"})
+
+
+@pytest.mark.parametrize(
+    ("accepted", "query", "parameters", "kind"),
+    [
+        ("image/png", "", {"overlay": "png"}, "image/png"),
+        (
+            "image/webp, image/png;q=0.5",
+            "?score_threshold=1",
+            {"overlay": "webp", "score_threshold": "1"},
+            "image/webp",
+        ),
+        ("image/*", "?encoding=rle", {"overlay": "png", "encoding": "rle"}, "image/png"),
+        ("*/*", "?picture=overlay", {"overlay": "png"}, "image/png"),
+        ("image/png", "?picture=labels", {"outputs": "LABELS"}, "image/png"),
+        ("image/webp,*/*", "", {}, "application/json"),
+    ],
+)
+async def test_a_picture_is_what_the_request_accepts_and_names(
+    plain: Plain, accepted: str, query: str, parameters: dict[str, str], kind: str
+) -> None:
+    plain.server.said = answered(
+        *OBJECTS, MAP, Tensor.of_items("OVERLAY", [b"drawn"] if "overlay" in parameters else [])
+    )
+
+    answer = await plain.ask(path=f"{PATH}{query}", headers={"accept": accepted})
+
+    assert plain.arrived()[1] == {"binary_data_output": True, **parameters}
+    assert answer.headers["content-type"] == kind
+    if kind != "application/json":
+        assert answer.content == (b"drawn" if "overlay" in parameters else MAP.to_items()[0])
+    await plain.ask(None, PATH, files={"image": b"image"}, data={"picture": "labels"})
+    assert plain.arrived() == (b"image", {"binary_data_output": True, "outputs": "LABELS"})
 
 
 OBJECTS = [
@@ -324,7 +358,22 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
         "another answer": (
             {"headers": {"accept": "text/html"}},
             406,
-            'the answer is application/json, or image/png for a label map; the request accepts "text/html"',
+            f'{KINDS}; the request accepts "text/html"',
+        ),
+        "a picture that is not accepted": (
+            {"path": f"{PATH}?picture=overlay", "headers": {"accept": "application/json"}},
+            406,
+            f"{KINDS}; picture=overlay needs one of the last two",
+        ),
+        "a label map with a loss": (
+            {"path": f"{PATH}?picture=labels", "headers": {"accept": "image/webp"}},
+            406,
+            "a label map (picture=labels) is image/png with encoding=png alone",
+        ),
+        "no such picture": (
+            {"path": f"{PATH}?picture=x"},
+            400,
+            "option 'picture' is \"x\"; allowed are labels, overlay",
         ),
         "no key": ({"headers": {"x-api-key": "wrong"}}, 401, ""),
         "a form without a boundary": (

@@ -23,8 +23,8 @@ from segserve import (
     SegmentClass,
     SemanticResult,
 )
-from segserve.rendering.palette import OKABE_ITO, palette, readable_on
 from segserve.results.masks import EncodedMask
+from segserve_common.drawing.palette import OKABE_ITO, palette, readable_on
 
 HEIGHT, WIDTH = 300, 400
 CLASSES = (SegmentClass(0, "background"), SegmentClass(1, "dog"), SegmentClass(2, "bicycle"))

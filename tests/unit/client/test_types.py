@@ -12,7 +12,7 @@ from PIL import Image
 from fakes.kserve import Asked, items
 from segserve import InstanceResult, ModelInfo, ProtocolError, SemanticResult
 from segserve.calls.answers import read_model_info, read_result, wanted_outputs
-from segserve.rendering.drawing import palette
+from segserve_common.drawing.palette import palette
 from segserve_common.kserve import InferAnswer, Tensor
 
 from .conftest import (

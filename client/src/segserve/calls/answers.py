@@ -23,8 +23,10 @@ from segserve.results.objects import (
     KeypointResult,
 )
 from segserve.results.result import PanopticResult, PanopticSegment, Result, SemanticResult
-from segserve.results.values import Colour, ModelInfo, OutOfDistribution, PixelFormat, Rectangle, SegmentClass
+from segserve.results.values import ModelInfo, OutOfDistribution, PixelFormat, SegmentClass
 from segserve_common import MAX_IMAGE_PIXELS
+from segserve_common.drawing.canvas import Rectangle
+from segserve_common.drawing.palette import colour_of
 from segserve_common.errors import ProtocolError
 from segserve_common.kserve import InferAnswer, Tensor
 
@@ -92,7 +94,7 @@ def read_model_info(
     """
     try:
         classes = tuple(
-            SegmentClass(int(entry["id"]), str(entry["name"]), _colour(entry.get("colour")))
+            SegmentClass(int(entry["id"]), str(entry["name"]), colour_of(entry.get("colour")))
             for entry in json.loads(parameters.get("classes", "[]"))
         )
         low, high = json.loads(parameters.get("window", "[0, 65535]"))
@@ -304,10 +306,3 @@ def _finite(number: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{number!r} is not a finite number")
     return float(number)
-
-
-def _colour(text: str | None) -> Colour | None:
-    if text is None:
-        return None
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    return red, green, blue

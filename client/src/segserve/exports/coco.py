@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.rendering.palette import class_colour
 from segserve.results.annotation import AnnotatedResult, Annotation
 from segserve.results.masks import runs_of
-from segserve.results.values import SegmentClass
+from segserve.results.values import SegmentClass, class_colour
 
 
 @dataclass(frozen=True, slots=True)

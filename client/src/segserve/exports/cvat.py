@@ -9,10 +9,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from segserve.rendering.display import printable
-from segserve.rendering.palette import class_colour
 from segserve.results.annotation import AnnotatedResult, Annotation, foreground
-from segserve.results.masks import Patch
-from segserve.results.values import Shapes
+from segserve.results.values import Shapes, class_colour
+from segserve_common.drawing.canvas import Patch
 from segserve_common.errors import BadRequestError
 
 SCORE: Final = "score"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segserve.results.annotation import AnnotatedResult, Annotation
 from segserve.results.outlines import Part
-from segserve.results.values import Rectangle
+from segserve_common.drawing.canvas import Rectangle
 from segserve_common.errors import BadRequestError
 
 Json: TypeAlias = dict[str, Any]

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import printable
-from segserve.rendering.palette import class_colour
 from segserve.results.annotation import AnnotatedResult, Annotation, foreground
-from segserve.results.values import Shapes
+from segserve.results.values import Shapes, class_colour
 
 Json: TypeAlias = dict[str, Any]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from segserve.results.annotation import AnnotatedResult, Annotation, foreground
 from segserve.results.images import ImageLike, picture
-from segserve.results.masks import Patch
 from segserve.results.outlines import through_centres
 from segserve.results.values import Shapes
+from segserve_common.drawing.canvas import Patch
 from segserve_common.errors import BadRequestError
 
 Json: TypeAlias = dict[str, Any]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.rendering.canvas import Canvas, Writer
 from segserve.rendering.display import printable
-from segserve.rendering.drawing import Style, draw_annotations
-from segserve.rendering.palette import OKABE_ITO
-from segserve.results.annotation import AnnotatedResult, Annotation, is_background
+from segserve.results.annotation import AnnotatedResult, Annotation, drawing_of
 from segserve.results.images import ImageLike, picture
-from segserve.results.masks import Patch
+from segserve_common.drawing.canvas import Canvas, Patch, Writer
+from segserve_common.drawing.overlays import Style, draw_instances, is_background
+from segserve_common.drawing.palette import OKABE_ITO
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -74,11 +74,17 @@ def draw_label_comparison(
     shown = picture(image)
     panels = [
         ("image", shown.copy()),
-        ("labels", draw_annotations(labels, shown, _OVERLAY)),
-        (f"answer {answer.revision}", draw_annotations(answer, shown, _OVERLAY)),
+        ("labels", _foreground(shown, labels)),
+        (f"answer {answer.revision}", _foreground(shown, answer)),
         (_DIFFERENCE, draw_difference(shown, labels, answer)),
     ]
     return _side_by_side(panels, figures, ("labels", "answer"))
+
+
+def _foreground(image: ImageLike, result: AnnotatedResult) -> Image.Image:
+    drawing = drawing_of(image, result)
+    found = [one for one in drawing.found if not is_background(one.class_name)]
+    return draw_instances(replace(drawing, found=found), _OVERLAY, "class")
 
 
 def draw_difference(image: ImageLike, stable: AnnotatedResult, candidate: AnnotatedResult) -> Image.Image:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from segserve_common.drawing import printable as printable
 from segserve_common.errors import SegserveError
 
 if TYPE_CHECKING:
@@ -60,12 +61,6 @@ class Summarized(Protocol):
     def summary_rows(self) -> list[Row]:
         """Return a row per class."""
         ...
-
-
-def printable(text: str, most: int = 60) -> str:
-    """Return the text as one line of at most `most` characters, unprintable characters replaced."""
-    clean = "".join(character if character.isprintable() else "�" for character in text[: most + 1])
-    return clean if len(clean) <= most else f"{clean[: most - 1]}…"
 
 
 def one_line(result: Summarized) -> str:

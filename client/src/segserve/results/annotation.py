@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve.results.images import ImageLike, picture
 from segserve.results.masks import EncodedMask, text_rle
 from segserve.results.outlines import Part
-from segserve.results.values import Rectangle, SegmentClass
+from segserve.results.values import SegmentClass, class_colour
+from segserve_common.drawing.canvas import Rectangle
+from segserve_common.drawing.overlays import Drawable, Drawing, is_background
+from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-BACKGROUND: Final = "background"
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +28,7 @@ class Annotation:
 
     `number` counts from 1; for a panoptic segment it is the segment's id. `score` is None if the model gives no scores.
     `own_box` is the model's box, x1, y1, x2, y2 in pixels, or None. `points` is float32 (K, 3): x, y, score.
+    `is_thing` is False for a segment that is all of a class of stuff.
     """
 
     number: int
@@ -32,6 +38,7 @@ class Annotation:
     own_box: Rectangle | None
     mask: EncodedMask | None
     points: NDArray[np.float32] | None = None
+    is_thing: bool = True
 
     @property
     def box(self) -> Rectangle:
@@ -89,11 +96,49 @@ def object_entry(found: Annotation) -> dict[str, Any]:
     return entry
 
 
-def is_background(class_name: str) -> bool:
-    """Return whether a class is called `background`, in any case."""
-    return class_name.lower() == BACKGROUND
-
-
 def foreground(annotations: Iterable[Annotation]) -> Iterator[Annotation]:
     """Leave out the class called `background`, which annotation tools represent by the absence of a shape."""
     return (found for found in annotations if not is_background(found.class_name))
+
+
+def crop(found: Annotation, image: ImageLike, size: tuple[int, int], *, margin: int, cut_out: bool) -> Image.Image:
+    """Return the part of the image in one object's box, `margin` pixels wider; see `Objects.crop`."""
+    from PIL import Image
+
+    x1, y1, x2, y2 = found.box
+    left, top = max(0, math.floor(x1) - margin), max(0, math.floor(y1) - margin)
+    right, bottom = min(size[1], math.ceil(x2) + margin), min(size[0], math.ceil(y2) + margin)
+    if left >= right or top >= bottom:
+        raise BadRequestError(f"the object's box {found.box} lies outside the image of {size[0]} x {size[1]}")
+    part = matching_picture(image, size).crop((left, top, right, bottom))
+    if not cut_out:
+        return part
+    if found.mask is None:
+        raise BadRequestError("cut_out needs a mask; this object has only a box")
+    patch = found.mask.patch()
+    opacity = Image.new("L", part.size)
+    if patch.pixels.size:
+        opacity.paste(Image.fromarray(patch.pixels.astype(np.uint8) * 255), (patch.x - left, patch.y - top))
+    part.putalpha(opacity)
+    return part
+
+
+def drawing_of(image: ImageLike, result: AnnotatedResult) -> Drawing:
+    """Return all that a result shows, to be drawn on its image; raises as `matching_picture` does."""
+    found = []
+    for one in result.annotations():
+        patch = None if one.mask is None else one.mask.patch
+        found.append(Drawable(one.class_id, one.class_name, one.score, one.box, patch, one.points, one.is_thing))
+    colours = {known.id: class_colour(known) for known in result.classes}
+    return Drawing(matching_picture(image, result.size), found, colours)
+
+
+def matching_picture(image: ImageLike, size: tuple[int, int]) -> Image.Image:
+    """Return an image as a picture; raises `BadRequestError` unless its height and width are `size`."""
+    opened = picture(image)
+    if (opened.height, opened.width) != size:
+        raise BadRequestError(
+            f"the result belongs to an image of {size[0]} x {size[1]} (height x width); "
+            f"this image is {opened.height} x {opened.width}"
+        )
+    return opened

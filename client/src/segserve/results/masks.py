@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.results.outlines import Part, outer_rings, trace
+from segserve_common.drawing.canvas import Patch
 from segserve_common.mask_encodings import (
     Polygon,
     is_polygons,
@@ -27,39 +28,6 @@ class Rle(TypedDict):
 
     size: list[int]
     counts: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """The bounding rectangle of a mask: bool (h, w), with its top left pixel at `x`, `y` of the image.
-
-    The patch of an empty mask has the shape (0, 0).
-    """
-
-    x: int
-    y: int
-    pixels: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, bitmap: NDArray[np.bool_], x: int = 0, y: int = 0) -> Patch:
-        """Cut the patch out of a bitmap, bool (H, W), whose top left pixel is at `x`, `y`."""
-        rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
-        if rows.size == 0:
-            return cls(0, 0, np.zeros((0, 0), np.bool_))
-        top, left = int(rows[0]), int(columns[0])
-        return cls(x + left, y + top, bitmap[top : rows[-1] + 1, left : columns[-1] + 1])
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """The rectangle as x1, y1, x2, y2; x2 and y2 are exclusive."""
-        height, width = self.pixels.shape
-        return self.x, self.y, self.x + width, self.y + height
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """The index of the patch in an array of the whole image."""
-        x1, y1, x2, y2 = self.box
-        return slice(y1, y2), slice(x1, x2)
 
 
 @dataclass(frozen=True, eq=False)

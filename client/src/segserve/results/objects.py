@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import Row, object_rows, object_summary
-from segserve.results.annotation import Annotation
+from segserve.results.annotation import Annotation, crop, drawing_of
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, Rle, runs_of
+from segserve_common.drawing.overlays import Style, draw_detections, draw_instances
 from segserve_common.mask_encodings import Polygon
 
 if TYPE_CHECKING:
@@ -98,8 +99,6 @@ class Objects(Segmentation, Generic[Found]):
         `cut_out` makes everything outside the object's mask transparent. Raises `IndexError` for an index out of range,
         and `BadRequestError` for an image of another size, an empty box, or `cut_out` without a mask.
         """
-        from segserve.rendering.drawing import crop
-
         return crop(tuple(self.annotations())[index], image, self.size, margin=margin, cut_out=cut_out)
 
     def _row(self, index: int, found: Found) -> dict[str, Any]:
@@ -191,10 +190,8 @@ class InstanceResult(Objects[Instance]):
         `colour_by` says otherwise. Raises `BadRequestError` if the size of `image` differs from the segmented
         image's.
         """
-        from segserve.rendering.drawing import Style, draw_instances
-
         style = Style(alpha, labels, contour, bool(legend))
-        return draw_instances(self, image, style, colour_by or ("class" if legend else "instance"))
+        return draw_instances(drawing_of(image, self), style, colour_by or ("class" if legend else "instance"))
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a flat row per object, for `csv.DictWriter` or a data frame; `area` is the mask's, in pixels."""
@@ -237,10 +234,8 @@ class _Boxes(Objects[Found]):
         `alpha` has no effect. Without `contour`, only keypoints and labels are drawn. `legend` and `colour_by` are as
         for instances. Raises `BadRequestError` if the size of `image` differs from the segmented image's.
         """
-        from segserve.rendering.drawing import Style, draw_detections
-
         style = Style(alpha, labels, contour, bool(legend))
-        return draw_detections(self, image, style, colour_by or ("class" if legend else "instance"))
+        return draw_detections(drawing_of(image, self), style, colour_by or ("class" if legend else "instance"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import Row, area_rows, area_summary
-from segserve.results.annotation import Annotation
+from segserve.results.annotation import Annotation, drawing_of
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, largest_first, masks_of_labels, text_rle
 from segserve.results.objects import Detection, DetectionResult, InstanceResult, KeypointResult, Objects
+from segserve_common.drawing.overlays import Style, draw_labels, draw_segments
 from segserve_common.mask_encodings import read_labels
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class PanopticResult(Objects[PanopticSegment]):
         empty = EncodedMask.empty(*self.size)
         for one in self:
             mask = self._masks.get(one.id, empty)
-            yield Annotation(one.id, one.class_id, one.class_name, one.score, one.box, mask)
+            yield Annotation(one.id, one.class_id, one.class_name, one.score, one.box, mask, is_thing=one.is_thing)
 
     def to_coco_panoptic(self, *, image_id: int = 1, file_name: str | None = None) -> tuple[dict[str, Any], bytes]:
         """Return a COCO panoptic data set of this one image: its JSON, and the PNG of segment ids.
@@ -99,10 +100,8 @@ class PanopticResult(Objects[PanopticSegment]):
         `legend` defaults to `labels`. Raises `BadRequestError` if the size of `image` differs from the segmented
         image's.
         """
-        from segserve.rendering.drawing import Style, draw_segments
-
         style = Style(alpha, labels, contour, labels if legend is None else legend)
-        return draw_segments(self, {segment.id: segment.is_thing for segment in self}, image, style)
+        return draw_segments(drawing_of(image, self), style)
 
     @cached_property
     def _masks(self) -> Mapping[int, EncodedMask]:
@@ -201,11 +200,9 @@ class SemanticResult(Segmentation):
         The legend names the classes with their share of the image and defaults to `labels`. Raises `BadRequestError` if
         the size of `image` differs from the segmented image's.
         """
-        from segserve.rendering.drawing import Style, draw_labels
-
         style = Style(alpha, labels, contour, labels if legend is None else legend)
-        areas = {known: self.areas.get(known.name, 0) for known in self.classes}
-        return draw_labels(areas, self.mask, image, style, self.size)
+        areas = {known.id: self.areas.get(known.name, 0) for known in self.classes}
+        return draw_labels(drawing_of(image, self), areas, style)
 
     def _entries(self) -> dict[str, Any]:
         masks, empty = {one.class_id: one.mask for one in self.annotations()}, EncodedMask.empty(*self.size)

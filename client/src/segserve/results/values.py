@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-Colour: TypeAlias = tuple[int, int, int]
-"""Red, green and blue, each 0 to 255."""
-Rectangle: TypeAlias = tuple[float, float, float, float]
-"""x1, y1, x2, y2 in pixels."""
+from segserve_common.drawing.palette import Colour, palette
+
 Shapes: TypeAlias = Literal["mask", "polygon"]
 Encoding: TypeAlias = Literal["rle", "polygons", "png", "raw"]
 ENCODINGS: Final[tuple[Encoding, ...]] = ("rle", "polygons", "png", "raw")
@@ -21,6 +19,11 @@ class SegmentClass:
     id: int
     name: str
     colour: Colour | None = None
+
+
+def class_colour(known: SegmentClass) -> Colour:
+    """Return the colour of a class from the model's resource, or else by its id."""
+    return known.colour or palette(known.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import Any, Final, Literal, TypeAlias
 
 from segserve.errors import DatasetError
-from segserve.results.annotation import is_background
 from segserve.results.values import SegmentClass
+from segserve_common.drawing.overlays import is_background
 from segserve_common.image_file import IMAGE_SUFFIXES, ImageFileError, describe_file, is_named_as
 from segserve_platform.evaluation.tools import as_coco, is_labelme, refuse_form
 

@@ -17,12 +17,13 @@ from pycocotools import mask as coco
 from segserve.errors import DatasetError
 from segserve.exports.coco import image_entry
 from segserve.exports.samples import SampleResult
-from segserve.results.annotation import AnnotatedResult, is_background
+from segserve.results.annotation import AnnotatedResult
 from segserve.results.masks import EncodedMask, masks_of_labels, text_rle
 from segserve.results.values import SegmentClass
 from segserve.tiled.grid import Window
 from segserve.tiled.sources import DataMask
 from segserve_builder.scoring.quality import MATCH, MOST_OBJECTS, Regions, most_of_a_class
+from segserve_common.drawing.overlays import is_background
 from segserve_common.errors import BadRequestError, ProtocolError
 from segserve_common.image_file import ImageFileError, describe_file
 from segserve_common.mask_encodings import annotation_counts

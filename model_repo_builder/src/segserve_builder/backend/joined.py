@@ -76,7 +76,7 @@ class JoinedSteps:
         with spans("network", request.parents), self._described(lambda: described_input(given, self._layout)):
             outputs = self._outputs(given, run)
         tensors |= {network_output(name): array for name, array in outputs.items()}
-        after = replace(request, tensors=tensors)
+        after = replace(request, tensors={**request.tensors, **tensors})
         with spans("post", request.parents), self._described(lambda: post.describe(after)):
             answer = self._post.answer(after)
         assert answer is not None  # a model with a heavy network has steps of its own

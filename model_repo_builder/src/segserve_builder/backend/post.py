@@ -16,6 +16,7 @@ from segserve_builder.errors import BadImageError
 from segserve_builder.memory import InstanceMemory, keep_freed_memory
 from segserve_builder.spec.model_spec import OutOfDistributionPolicy
 from segserve_builder.spec.names import AGENT_REQUEST_ID
+from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
 from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER, light_score
 from segserve_builder.steps.out_of_distribution import FlaggedImageError, score_of
@@ -25,7 +26,9 @@ from segserve_builder.steps.public_outputs import (
     GEOMETRY,
     GUIDE,
     OUT_OF_DISTRIBUTION,
+    OVERLAY,
     REVISION,
+    empty,
     network_output,
     second_output,
 )
@@ -116,7 +119,7 @@ class TritonPythonModel:
         # What is known of the stream now: the stages replace its history.
         continued = np.array([frame is not None and frame.history is not None], np.int32)
         known = {REVISION: self._revision, CONTINUED.name: continued}
-        late = wanted & {OUT_OF_DISTRIBUTION.name}
+        late, drawn = wanted & {OUT_OF_DISTRIBUTION.name}, wanted & {OVERLAY.name}
         ours = {name: known[name] for name in wanted & known.keys()}
         guide = _required(request, GUIDE.name) if self._guided else None
         second = {name: _required(request, tensor) for name, tensor in self._second.items()}
@@ -130,7 +133,8 @@ class TritonPythonModel:
                 self._metrics.count_tier(tier)
             if tier == HEAVY:
                 return None
-        outputs = self._postprocess.encoded(value, overrides, wanted - ours.keys() - late)
+        outputs = self._postprocess.encoded(value, overrides, wanted - ours.keys() - late - drawn)
+        ours |= {name: self._overlay(request, value, overrides) for name in drawn}
         if self._unlike is not None:
             ours |= dict.fromkeys(late, self._scored(self._unlike, request, value, geometry))
         if self._metrics is not None:
@@ -138,6 +142,17 @@ class TritonPythonModel:
             label = slice_of_parameters(parameters)
             self._count(self._metrics, request, value, outputs, transform, geometry, times_s, label)
         return outputs | ours
+
+    def _overlay(self, request: Any, value: Any, overrides: RequestOptions) -> NDArray[Any]:
+        """Return the output OVERLAY; raises `BadImageError` for an image that came as pixels."""
+        if overrides.overlay is None or OVERLAY.name not in (overrides.outputs or {OVERLAY.name}):
+            return empty(OVERLAY)
+        from segserve_builder.steps.overlay import overlay
+
+        image = input_array(request, "IMAGE")
+        if image is None:
+            raise BadImageError("an overlay needs the image's file (IMAGE); of PIXELS there are all other outputs")
+        return np.array([overlay(value, self._pipeline, bytes(image.item()), overrides.overlay)], np.object_)
 
     def _scored(
         self, unlike: OutOfDistributionPolicy, request: Any, value: Any, geometry: NDArray[Any]

@@ -104,8 +104,9 @@ def postprocess_config(options: PostOptions, task: Task, instances: int) -> Any:
     if options.second_io is not None:
         raw += [_renamed(tensor, second_output(tensor.name), free_batch=True) for tensor in options.second_io.outputs]
     _add_inputs(config, [*raw, *_facts(options.pipeline.needs_guide, options.measures)])
-    if options.heavy is not None:
-        _add_inputs(config, public_inputs(options.pipeline.input), optional=True)
+    # Overlays are drawn on IMAGE; the heavy network gets what the caller sent.
+    image, pixels = public_inputs(options.pipeline.input)
+    _add_inputs(config, [image] if options.heavy is None else [image, pixels], optional=True)
     smoothing = smoothing_of(options.pipeline)
     _add_outputs(config, public_outputs(task, streams=smoothing is not None, flags=options.pipeline.flags_images))
     config.metric_tags["revision"] = options.revision
@@ -186,8 +187,7 @@ def ensemble_config(
         # Triton refuses a tensor that nothing takes. The network's step never gives those that select its member.
         wired |= _same(name for each in chosen for name in each.values())
         wired |= dict.fromkeys(selectors_of(members.post), GEOMETRY.name)
-    if conditional:
-        wired |= _same(tensor.name for tensor in inputs)
+    wired |= _same(tensor.name for tensor in (inputs if conditional else inputs[:1]))
     _add_step(config, post, wired, _same(tensor.name for tensor in outputs))
     return config
 

@@ -38,7 +38,8 @@ class RequestOptions(BaseModel):
     """The options of one request; None stands for the model's own setting.
 
     `outputs` are the outputs that the caller will read; the others stay empty. Ensembles request all outputs of their
-    steps whatever the caller requests, so only this option saves the work.
+    steps whatever the caller requests, so only this option saves the work. `overlay` is the format of OVERLAY, which is
+    empty without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,7 @@ class RequestOptions(BaseModel):
     max_detections: int | None = None
     encoding: str | None = None
     outputs: frozenset[str] | None = None
+    overlay: str | None = None
 
     def least_score(self, own: float) -> float:
         """Return the request's score threshold, or else the stage's own."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
@@ -15,7 +16,7 @@ from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PA
 from segserve_builder.stages import POSTPROCESS
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
-from segserve_builder.steps.encode import ENCODINGS, encode
+from segserve_builder.steps.encode import ENCODINGS, OVERLAYS, encode
 from segserve_builder.steps.out_of_distribution import check_score
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
 from segserve_builder.steps.public_outputs import Task, empty, public_outputs
@@ -233,8 +234,8 @@ def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> Re
     """
     options = {name: value for name, value in parameters.items() if name.lower() not in _OF_SLICES}
     for name in options:
-        if name not in (*output.overrides, "outputs"):
-            allowed = ", ".join((*output.overrides, "outputs"))
+        if name not in (*output.overrides, "outputs", "overlay"):
+            allowed = ", ".join((*output.overrides, "outputs", "overlay"))
             raise BadImageError(f"parameter {name!r} is not allowed; this model allows: {allowed}")
     return RequestOptions(**{name: _READERS[name](value) for name, value in options.items()})
 
@@ -254,9 +255,9 @@ def _max_detections(value: Any) -> int:
     return int(number)
 
 
-def _encoding(value: Any) -> str:
-    if value not in ENCODINGS:
-        raise _refused("encoding", value, ", ".join(ENCODINGS))
+def _one_of(name: str, allowed: Sequence[str], value: Any) -> str:
+    if value not in allowed:
+        raise _refused(name, value, ", ".join(allowed))
     return str(value)
 
 
@@ -264,11 +265,12 @@ def _outputs(value: Any) -> frozenset[str]:
     return frozenset(name.strip() for name in str(value).split(","))
 
 
-_READERS: Final = {
+_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "score_threshold": _score_threshold,
     "max_detections": _max_detections,
-    "encoding": _encoding,
+    "encoding": partial(_one_of, "encoding", ENCODINGS),
     "outputs": _outputs,
+    "overlay": partial(_one_of, "overlay", OVERLAYS),
 }
 
 

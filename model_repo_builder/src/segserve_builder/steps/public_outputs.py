@@ -27,6 +27,10 @@ CONTINUED: Final = TensorSpec("CONTINUED", "INT32", (1,))
 OUT_OF_DISTRIBUTION: Final = TensorSpec("OUT_OF_DISTRIBUTION", "FP32", (None,))
 """Output of models that flag images: score and threshold; empty if there is no evidence for a score."""
 
+OVERLAY: Final = TensorSpec("OVERLAY", "BYTES", (None,))
+"""Output of every model: the image with the answer drawn on it as a file, empty unless the request's parameter
+`overlay` names a format."""
+
 _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
 _CLASSES: Final = TensorSpec("CLASSES", "INT32", (None,))
@@ -61,7 +65,8 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
 
 def public_outputs(task: Task, *, streams: bool, flags: bool) -> tuple[TensorSpec, ...]:
     """Return the outputs of a model, which may keep `streams`, and flag images that are out of distribution."""
-    return (*PUBLIC_OUTPUTS[task], *((CONTINUED,) if streams else ()), *((OUT_OF_DISTRIBUTION,) if flags else ()))
+    more = (OVERLAY, *((CONTINUED,) if streams else ()), *((OUT_OF_DISTRIBUTION,) if flags else ()))
+    return (*PUBLIC_OUTPUTS[task], *more)
 
 
 def has_masks(task: Task) -> bool:

@@ -47,9 +47,9 @@ def test_a_model_takes_the_options_of_its_task_and_answers_as_that_does(task: An
     described = describe_models([DescribedModel("it", task, options=OPTIONS)], version="1")
 
     post = described["paths"]["/v1/models/it:segment"]["post"]
-    assert tuple(each["name"] for each in post["parameters"]) == options
+    assert tuple(each["name"] for each in post["parameters"]) == (*options, "picture")
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert tuple(form) == ("image", *options)
+    assert tuple(form) == ("image", *options, "picture")
     answered = post["responses"]["200"]["content"]["application/json"]["schema"]
     assert answered == {"$ref": f"#/components/schemas/{answer}"}
 
@@ -60,7 +60,7 @@ def test_a_model_has_the_options_that_its_resource_allows_and_its_classes_by_nam
     described = describe_models([model], version="1", url="http://here:8080")
 
     post = described["paths"]["/v1/models/coins:segment"]["post"]
-    assert [each["name"] for each in post["parameters"]] == ["encoding"]
+    assert [each["name"] for each in post["parameters"]] == ["encoding", "picture"]
     assert post["description"] == "Classes: 0 background, 1 coin."
     assert described["servers"] == [{"url": "http://here:8080"}]
 

@@ -7,8 +7,8 @@
 -- PAGE is the path of the document that a request for `/` gets if it accepts HTML.
 -- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
 -- filter leaves to the second: `model`, `boundary` of a form, options by name, `is_json` if the body is JSON with an
--- image in base64, which a step reads, and `is_picture` if the answer is to be the label map as PNG instead of JSON. MARK is
--- the header of a request that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at
+-- image in base64, which a step reads, `is_json_accepted`, and `format`, "png" or "webp", if the request accepts a picture;
+-- then `picture`, the content type of the answer if that is to be one. MARK is the header of a request that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at
 -- most MOST_ANSWER_BYTES, and all answers that are under way in this thread MOST_HELD_BYTES: they are held until they are
 -- whole, in memory that no limit of Envoy bounds.
 --
@@ -21,8 +21,9 @@ local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/read
 local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/docs"] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
 local ITSELF = "send the image itself (curl --data-binary @FILE)"
 local HOW = ITSELF .. ", or as a form's file (curl -F image=@FILE)"
-local OPTIONS = {encoding = true, max_detections = true, score_threshold = true}
-local OPTION_NAMES = "encoding, max_detections, score_threshold"
+local OPTIONS = {encoding = true, max_detections = true, picture = true, score_threshold = true}
+local OPTION_NAMES = "encoding, max_detections, picture, score_threshold"
+local ANSWERS = "the answer is application/json, or a picture as image/png or image/webp"
 local LENGTH = "inference-header-content-length"
 local MOST_BOUNDARY = 70
 local MOST_VALUE = 256  -- of a parameter of a header that comes in sections
@@ -245,19 +246,16 @@ local function read_head(handle)
   local accept = headers:get("accept")
   local accepted = string.lower(accept or "")
   local is_json = accepted == "" or string.find(accepted, "[*]/[*]") or string.find(accepted, "application/[j*]")
-  if not is_json and not string.find(accepted, "image/[p*]") then
-    refuse(handle, "406", "the answer is application/json, or image/png for a label map; the request accepts "
-      .. quoted(string.sub(accept, 1, 80)))
+  local png = string.find(accepted, "image/[p*]") or string.find(accepted, "[*]/[*]") or (accepted == "" and 1)
+  local webp = string.find(accepted, "image/webp", 1, true)
+  if not is_json and not png and not webp then
+    refuse(handle, "406", ANSWERS .. "; the request accepts " .. quoted(string.sub(accept, 1, 80)))
   end
   local kind = string.lower(headers:get("content-type") or "")
   local noted = handle:streamInfo():dynamicMetadata()
   local options = options_of(handle, query)
-  if not is_json then
-    if (options.encoding or "png") ~= "png" then
-      refuse(handle, "406", "the request accepts only a picture; encoding must be png, got " .. quoted(options.encoding))
-    end
-    noted:set(NOTED, "is_picture", true)
-  end
+  if is_json then noted:set(NOTED, "is_json_accepted", true) end
+  if png or webp then noted:set(NOTED, "format", (png or math.huge) < (webp or math.huge) and "png" or "webp") end
   for name, value in pairs(options) do noted:set(NOTED, name, value) end
   -- What curl says of a body for which nobody has said it.
   if string.find(kind, "^application/x%-www%-form%-urlencoded") then noted:set(NOTED, "is_unlabelled", true) end
@@ -277,12 +275,31 @@ local function is_mangled(text)
   end
 end
 
+-- Replaces the option of a picture by the parameters for it, and notes what the answer then is.
+local function choose_picture(handle, noted, options)
+  local picture = options.picture or (not noted["is_json_accepted"] and "overlay")
+  local format = noted["format"]
+  options.picture = nil
+  if not picture then return end
+  if picture ~= "overlay" and picture ~= "labels" then
+    refuse(handle, "400", "option 'picture' is " .. quoted(string.sub(picture, 1, 80)) .. "; allowed are labels, overlay")
+  end
+  if format == nil then refuse(handle, "406", ANSWERS .. "; picture=" .. picture .. " needs one of the last two") end
+  if picture == "overlay" then
+    options.overlay = format
+  elseif format ~= "png" or (options.encoding or "png") ~= "png" then
+    refuse(handle, "406", "a label map (picture=labels) is image/png with encoding=png alone")
+  else
+    options.outputs = "LABELS"
+  end
+  handle:streamInfo():dynamicMetadata():set(NOTED, "picture", "image/" .. format)
+end
+
 local function translate(handle)
   local noted = handle:streamInfo():dynamicMetadata():get(NOTED)
   if noted == nil or noted["model"] == nil then return end
   local options = {}
   for name in pairs(OPTIONS) do options[name] = noted[name] end
-  if noted["is_picture"] then options.outputs = "LABELS" end
   local body = handle:body(true)
   if body:length() == 0 then refuse(handle, "400", "the request has no body; it must be an image") end
   local text = body:getBytes(0, body:length())
@@ -293,6 +310,7 @@ local function translate(handle)
     local at, size = image_of_form(handle, text, noted["boundary"], options)
     text = string.sub(text, at, at + size - 1)
   end
+  choose_picture(handle, noted, options)
   local before, json_length = frame(#text, options)
   local length = #before + #text
   if length > (noted["is_json"] and MAX_JSON_BYTES or MAX_BYTES) then refuse(handle, "413", "") end
@@ -448,15 +466,18 @@ local function write_problem(handle, status, method)
   handle:headers():replace("content-length", string.format("%d", length))
 end
 
--- Replaces an answer by its label map; a model of masks that may overlap has none.
+-- Returns the overlay, or else the label map, of an answer.
+local function picture_of(body, tensors) return items(body, tensors.OVERLAY)[1] or items(body, tensors.LABELS)[1] end
+
+-- Replaces an answer by its picture; a model of objects, or of masks that may overlap, has no label map.
 local function write_picture(handle, header_length)
   local body = handle:body(true)
   local text = body:getBytes(0, body:length())
-  local picture = items(text, tensors_of(string.sub(text, 1, header_length)).LABELS)[1]
+  local picture = picture_of(text, tensors_of(string.sub(text, 1, header_length)))
   if picture == nil then
     handle:headers():replace(":status", "406")
     handle:headers():replace("content-type", "application/problem+json")
-    picture = problem("406", quoted("the model answers no label map: accept application/json"))
+    picture = problem("406", quoted("the model answers no label map: leave out picture=labels for an overlay, or accept application/json"))
   end
   handle:headers():replace("content-length", string.format("%d", body:setBytes(picture)))
 end
@@ -470,10 +491,11 @@ local function held_bytes()
 end
 
 -- Returns why an answer of so many bytes is not translated, if so: a status and a sentence.
-local function refused_answer(size, model)
+local function refused_answer(size, model, picture)
   if size > MOST_ANSWER_BYTES then
     return "422", "the answer has " .. string.format("%d", size) .. " bytes, and plain HTTP allows " .. MOST_ANSWER_BYTES
-      .. "; request encoding=rle, or POST /v2/models/" .. model .. "/infer"
+      .. "; request " .. (picture == "image/png" and "image/webp" or "encoding=rle") .. ", or POST /v2/models/" .. model
+      .. "/infer"
   end
   if held_bytes() + size > MOST_HELD_BYTES then collectgarbage() end
   if held_bytes() + size > MOST_HELD_BYTES then return "503", "too many large answers are under way; try again" end
@@ -507,12 +529,12 @@ local function translate_answer(handle)
   local names = handle:metadata():get(headers:get("x-segserve-group") or "") or {}
   headers:remove(LENGTH)
   headers:remove("content-length")
-  local refusal, detail = refused_answer(size, model)
+  local picture = handle:streamInfo():dynamicMetadata():get(NOTED)["picture"]
+  local refusal, detail = refused_answer(size, model, picture)
   if refusal ~= nil then return write_refusal(handle, refusal, detail) end
-  local is_picture = handle:streamInfo():dynamicMetadata():get(NOTED)["is_picture"]
-  headers:replace("content-type", is_picture and "image/png" or "application/json")
-  -- What is larger has a label map, and may be more than Envoy buffers.
-  if is_picture and size <= LARGE then return write_picture(handle, header_length) end
+  headers:replace("content-type", picture or "application/json")
+  -- What is larger has a picture, and may be more than Envoy buffers.
+  if picture and size <= LARGE then return write_picture(handle, header_length) end
   held[handle] = size
   local chunks, received, tensors, whole = {}, 0, nil, nil
   for chunk in handle:bodyChunks() do
@@ -524,7 +546,7 @@ local function translate_answer(handle)
     end
     if whole ~= nil and received >= whole then
       local body = table.concat(chunks)
-      chunk:setBytes(is_picture and items(body, tensors.LABELS)[1] or answer(handle, model, body, tensors, names))
+      chunk:setBytes(picture and picture_of(body, tensors) or answer(handle, model, body, tensors, names))
       held[handle], chunks = nil, nil
       if size > LARGE then collectgarbage() end
       return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-from typing import Final
+from typing import Final, TypeAlias
 
-from segserve.results.values import Colour, SegmentClass
+Colour: TypeAlias = tuple[int, int, int]
+"""Red, green and blue, each 0 to 255."""
 
 BLACK: Final = (0, 0, 0)
 WHITE: Final = (255, 255, 255)
@@ -37,9 +38,12 @@ def palette(index: int) -> Colour:
     return red, green, blue
 
 
-def class_colour(known: SegmentClass) -> Colour:
-    """Return the colour of a class from the model's resource, or else by its id."""
-    return known.colour or palette(known.id)
+def colour_of(text: str | None) -> Colour | None:
+    """Return the colour that `#rrggbb` names, None for None."""
+    if text is None:
+        return None
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
 
 
 def readable_on(colour: Colour) -> Colour:

@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.rendering.display import printable
-from segserve.rendering.palette import WHITE, readable_on
-from segserve.results.masks import Patch
-from segserve.results.values import Colour, Rectangle
+from segserve_common.drawing import printable
+from segserve_common.drawing.palette import WHITE, Colour, readable_on
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
+Rectangle: TypeAlias = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels."""
 _DARK: Final = (20, 20, 20)
 # Fractions of the image that text may cover.
 _MOST_LABELS: Final = 0.25
 _MOST_LEGEND: Final = 0.3
 # The shortest side of an image in pixels below which a second line would hide the object.
 _LEAST_CASED: Final = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """The bounding rectangle of a mask: bool (h, w), with its top left pixel at `x`, `y` of the image.
+
+    The patch of an empty mask has the shape (0, 0).
+    """
+
+    x: int
+    y: int
+    pixels: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, bitmap: NDArray[np.bool_], x: int = 0, y: int = 0) -> Patch:
+        """Cut the patch out of a bitmap, bool (H, W), whose top left pixel is at `x`, `y`."""
+        rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+        if rows.size == 0:
+            return cls(0, 0, np.zeros((0, 0), np.bool_))
+        top, left = int(rows[0]), int(columns[0])
+        return cls(x + left, y + top, bitmap[top : rows[-1] + 1, left : columns[-1] + 1])
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The rectangle as x1, y1, x2, y2; x2 and y2 are exclusive."""
+        height, width = self.pixels.shape
+        return self.x, self.y, self.x + width, self.y + height
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The index of the patch in an array of the whole image."""
+        x1, y1, x2, y2 = self.box
+        return slice(y1, y2), slice(x1, x2)
 
 
 class Canvas:
