@@ -81,7 +81,7 @@ def test_an_overlay_is_the_one_that_the_client_draws(
 
 
 def test_pixels_have_no_overlay_and_the_error_says_what_they_have(coins: Running) -> None:
-    pixels = {"name": "PIXELS", "datatype": "UINT8", "shape": [2, 2, 3], "data": [0] * 12}
+    pixels = {"name": "PIXELS", "datatype": "UINT8", "shape": [64, 64, 1], "data": [0] * 4096}
     body = {"inputs": [pixels], "parameters": {"overlay": "png"}}
 
     refused = httpx.post(f"{coins.url}/v2/models/coins/infer", json=body, timeout=HANG_S)

@@ -65,8 +65,7 @@ def _document(version: str, paths: Json) -> Json:
 
 def _of_model(model: DescribedModel) -> Json:
     item = _any_model()
-    post = item["post"]
-    options = [*(option for option in model.options if model.task in _TASKS[option]), "picture"]
+    post, options = item["post"], [*(each for each in model.options if model.task in _TASKS[each]), "picture"]
     post["operationId"], post["summary"] = f"segment-{model.name}", f"Segment an image with the {model.task} model"
     if model.classes:
         named = ", ".join(f"{number} {name}" for number, name in model.classes)

@@ -14,7 +14,7 @@ from segserve.rendering.display import printable
 from segserve.results.annotation import AnnotatedResult, Annotation, drawing_of
 from segserve.results.images import ImageLike, picture
 from segserve_common.drawing.canvas import Canvas, Patch, Writer
-from segserve_common.drawing.overlays import Style, draw_instances, is_background
+from segserve_common.drawing.overlays import Style, draw_objects, is_background
 from segserve_common.drawing.palette import OKABE_ITO
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def draw_label_comparison(
 def _foreground(image: ImageLike, result: AnnotatedResult) -> Image.Image:
     drawing = drawing_of(image, result)
     found = [one for one in drawing.found if not is_background(one.class_name)]
-    return draw_instances(replace(drawing, found=found), _OVERLAY, "class")
+    return draw_objects(replace(drawing, found=found), _OVERLAY, "class")
 
 
 def draw_difference(image: ImageLike, stable: AnnotatedResult, candidate: AnnotatedResult) -> Image.Image:

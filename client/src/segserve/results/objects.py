@@ -14,7 +14,7 @@ from segserve.results.annotation import Annotation, crop, drawing_of
 from segserve.results.base import Segmentation
 from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, Rle, runs_of
-from segserve_common.drawing.overlays import Style, draw_detections, draw_instances
+from segserve_common.drawing.overlays import Style, draw_objects
 from segserve_common.mask_encodings import Polygon
 
 if TYPE_CHECKING:
@@ -107,6 +107,26 @@ class Objects(Segmentation, Generic[Found]):
         return row | {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
 
 
+class _SeparateObjects(Objects[Found]):
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        alpha: float = 0.45,
+        labels: bool = True,
+        contour: bool = True,
+        legend: bool | None = None,
+        colour_by: Literal["instance", "class"] | None = None,
+    ) -> Image.Image:
+        """Return the image with every object labelled: its mask filled (`alpha` of its colour, 0 to 1) and outlined.
+
+        Objects without masks get their box and keypoints. Labels without room are left out. `legend` names the classes
+        and colours by class unless `colour_by` differs. Raises `BadRequestError` for an image of another size.
+        """
+        style = Style(alpha, labels, contour, bool(legend))
+        return draw_objects(drawing_of(image, self), style, colour_by or ("class" if legend else "instance"))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Instance(Detection):
     """One object with its mask."""
@@ -135,7 +155,7 @@ class Instance(Detection):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InstanceResult(Objects[Instance]):
+class InstanceResult(_SeparateObjects[Instance]):
     """The objects of one image in the model's order, best score first."""
 
     instances: tuple[Instance, ...]
@@ -174,25 +194,6 @@ class InstanceResult(Objects[Instance]):
         for number, one in enumerate(self, 1):
             yield Annotation(number, one.class_id, one.class_name, one.score, one.box, one.encoded)
 
-    def overlay(
-        self,
-        image: ImageLike,
-        *,
-        alpha: float = 0.45,
-        labels: bool = True,
-        contour: bool = True,
-        legend: bool | None = None,
-        colour_by: Literal["instance", "class"] | None = None,
-    ) -> Image.Image:
-        """Return the image with every mask filled (`alpha` of its colour, 0 to 1), outlined and labelled.
-
-        Labels without room are left out. `legend` names the classes in a corner and colours objects by class unless
-        `colour_by` says otherwise. Raises `BadRequestError` if the size of `image` differs from the segmented
-        image's.
-        """
-        style = Style(alpha, labels, contour, bool(legend))
-        return draw_instances(drawing_of(image, self), style, colour_by or ("class" if legend else "instance"))
-
     def to_rows(self) -> list[dict[str, Any]]:
         """Return a flat row per object, for `csv.DictWriter` or a data frame; `area` is the mask's, in pixels."""
         return [row | {"area": area} for row, area in zip(super().to_rows(), self.areas.tolist(), strict=True)]
@@ -206,7 +207,7 @@ class KeypointDetection(Detection):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Boxes(Objects[Found]):
+class _Boxes(_SeparateObjects[Found]):
     detections: tuple[Found, ...]
 
     @property
@@ -218,24 +219,6 @@ class _Boxes(Objects[Found]):
         for number, one in enumerate(self, 1):
             points = one.points if isinstance(one, KeypointDetection) else None
             yield Annotation(number, one.class_id, one.class_name, one.score, one.box, None, points)
-
-    def overlay(
-        self,
-        image: ImageLike,
-        *,
-        alpha: float = 0.45,
-        labels: bool = True,
-        contour: bool = True,
-        legend: bool | None = None,
-        colour_by: Literal["instance", "class"] | None = None,
-    ) -> Image.Image:
-        """Return the image with every box and its keypoints drawn and labelled; boxes are not filled.
-
-        `alpha` has no effect. Without `contour`, only keypoints and labels are drawn. `legend` and `colour_by` are as
-        for instances. Raises `BadRequestError` if the size of `image` differs from the segmented image's.
-        """
-        style = Style(alpha, labels, contour, bool(legend))
-        return draw_detections(drawing_of(image, self), style, colour_by or ("class" if legend else "instance"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

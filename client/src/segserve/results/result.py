@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import Row, area_rows, area_summary
-from segserve.results.annotation import Annotation, drawing_of
+from segserve.results.annotation import Annotation
 from segserve.results.base import Segmentation
-from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, largest_first, masks_of_labels, text_rle
 from segserve.results.objects import Detection, DetectionResult, InstanceResult, KeypointResult, Objects
-from segserve_common.drawing.overlays import Style, draw_labels, draw_segments
+from segserve_common.drawing.overlays import Drawing, Style, draw_labels, draw_segments
 from segserve_common.mask_encodings import read_labels
 
 if TYPE_CHECKING:
@@ -85,23 +84,8 @@ class PanopticResult(Objects[PanopticSegment]):
         is_thing = {segment.id: segment.is_thing for segment in self}
         return panoptic_data_set(self, self.ids, is_thing, image_id=image_id, file_name=file_name)
 
-    def overlay(
-        self,
-        image: ImageLike,
-        *,
-        alpha: float = 0.45,
-        labels: bool = True,
-        contour: bool = True,
-        legend: bool | None = None,
-    ) -> Image.Image:
-        """Return the image with every segment filled (`alpha` of its colour, 0 to 1) and outlined.
-
-        Things have individual colours and labels; stuff has the colours of its classes, which the legend names.
-        `legend` defaults to `labels`. Raises `BadRequestError` if the size of `image` differs from the segmented
-        image's.
-        """
-        style = Style(alpha, labels, contour, labels if legend is None else legend)
-        return draw_segments(drawing_of(image, self), style)
+    def _drawn(self, drawing: Drawing, style: Style) -> Image.Image:
+        return draw_segments(drawing, style)
 
     @cached_property
     def _masks(self) -> Mapping[int, EncodedMask]:
@@ -186,23 +170,8 @@ class SemanticResult(Segmentation):
                 rows.append(row if self.confidence is None else row | {"score": self.confidence[known.name]})
         return rows
 
-    def overlay(
-        self,
-        image: ImageLike,
-        *,
-        alpha: float = 0.45,
-        labels: bool = True,
-        contour: bool = True,
-        legend: bool | None = None,
-    ) -> Image.Image:
-        """Return the image with every class except `background` filled (`alpha` of its colour, 0 to 1) and outlined.
-
-        The legend names the classes with their share of the image and defaults to `labels`. Raises `BadRequestError` if
-        the size of `image` differs from the segmented image's.
-        """
-        style = Style(alpha, labels, contour, labels if legend is None else legend)
-        areas = {known.id: self.areas.get(known.name, 0) for known in self.classes}
-        return draw_labels(drawing_of(image, self), areas, style)
+    def _drawn(self, drawing: Drawing, style: Style) -> Image.Image:
+        return draw_labels(drawing, {known.id: self.areas.get(known.name, 0) for known in self.classes}, style)
 
     def _entries(self) -> dict[str, Any]:
         masks, empty = {one.class_id: one.mask for one in self.annotations()}, EncodedMask.empty(*self.size)

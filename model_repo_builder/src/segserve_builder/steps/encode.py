@@ -19,7 +19,6 @@ Makers: TypeAlias = "dict[str, Callable[[], NDArray[Any]]]"
 
 ENCODINGS: Final = ("rle", "polygons", "png", "raw")
 OVERLAYS: Final = ("png", "webp")
-"""The formats of OVERLAY."""
 MAP_DEFAULT: Final = "png"
 MASKS_DEFAULT: Final = "rle"
 FEW_CLASSES: Final = 8

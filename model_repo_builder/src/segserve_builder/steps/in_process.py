@@ -38,12 +38,14 @@ class InProcessModel:
         *,
         engine: Engine | None = None,
         gpu: int | None = None,
+        network: NetworkSession | None = None,
     ) -> None:
         """Load the network's file, and the files of the pipeline's second and light network if it has them.
 
         `engine` and `gpu` run the networks whatever the pipeline says: this machine may lack what servers have.
+        `network` is a session of the first one, if there is one already.
         """
-        io, self._network = _loaded(pipeline, artifact, engine, gpu)
+        io, self._network = _loaded(pipeline, artifact, engine, gpu, network)
         given, second_io, self._second = io, None, None
         if pipeline.second is not None and second is not None:
             second_io, self._second = _loaded(pipeline.second, second, engine, gpu)
@@ -79,8 +81,10 @@ class InProcessModel:
         """Return the inputs that the network's file gets for one encoded image, as it declares them."""
         return self._network.feeds(self.network_input(image).tensor)
 
-    def answer(self, image: bytes, request: RequestOptions) -> dict[str, NDArray[Any]]:
-        """Return every public output but REVISION for one encoded image.
+    def answer(
+        self, image: bytes, request: RequestOptions, raw: dict[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return every public output but REVISION for one encoded image, of the network's outputs `raw` if it is set.
 
         Dtypes and shapes follow the wire contract.
         """
@@ -89,7 +93,7 @@ class InProcessModel:
             if score < self.pipeline.cascade.threshold:
                 return outputs
         given = self.network_input(image)
-        return self._answered(given, self.raw(given), request, self._outputs, lambda value: None)
+        return self._answered(given, raw or self.raw(given), request, self._outputs, lambda value: None)
 
     def scored(self, image: bytes, request: RequestOptions, cascade: Cascade) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the score of this network's answer as the light one of a cascade, and the answer."""
@@ -122,8 +126,8 @@ class InProcessModel:
 
 
 def _loaded(
-    pipeline: Pipeline, artifact: Path, engine: Engine | None, gpu: int | None
+    pipeline: Pipeline, artifact: Path, engine: Engine | None, gpu: int | None, opened: NetworkSession | None = None
 ) -> tuple[NetworkIO, NetworkSession]:
     io = network_io(pipeline, read_signature(artifact))
     options = NetOptions.of(pipeline, io).model_copy(update={"engine": engine})
-    return io, NetworkSession(artifact, options, gpu=gpu)
+    return io, opened or NetworkSession(artifact, options, gpu=gpu)

@@ -50,13 +50,10 @@ def _drawn(value: Any, pipeline: Pipeline, pixels: NDArray[Any]) -> Image.Image:
     if isinstance(value, Panoptic):
         return draw.draw_segments(drawing(list(_segments(value, names))), Style(legend=True))
     if not isinstance(value, LabelMap | ClassMasks):
-        drawer = draw.draw_instances if isinstance(value, Instances) else draw.draw_detections
-        return drawer(drawing(list(_objects(value, pipeline, names))), Style())
+        return draw.draw_objects(drawing(list(_objects(value, pipeline, names))), Style())
     if isinstance(value, LabelMap):
-        areas, patches = (
-            label_areas(value.labels, len(names)),
-            [partial(_of_label, value.labels, each) for each in names],
-        )
+        areas = label_areas(value.labels, len(names))
+        patches = [partial(_of_label, value.labels, each) for each in names]
     else:
         areas, patches = value.areas, [partial(_of_runs, counts, pixels.shape[:2]) for counts in value.masks]
     maps = [Drawable(*item, None, _NO_BOX, patch) for item, patch in zip(names.items(), patches, strict=True)]
@@ -68,17 +65,16 @@ def _objects(value: Any, pipeline: Pipeline, names: dict[int, str]) -> Iterator[
     boxes, scores, classes, *points = encode(value, pipeline, RequestOptions(), outputs).values()
     for index, class_id in enumerate(classes.tolist()):
         name, score, box = names.get(class_id, str(class_id)), float(scores[index]), tuple(boxes[index].tolist())
-        own = points[0][index] if points else None
-        has_mask = isinstance(value, Instances)
-        patch = partial(_of_runs, value.masks[index], (value.height, value.width)) if has_mask else None
-        yield Drawable(class_id, name, score, box, patch, own)
+        patch = (
+            partial(_of_runs, value.masks[index], (value.height, value.width)) if isinstance(value, Instances) else None
+        )
+        yield Drawable(class_id, name, score, box, patch, points[0][index] if points else None)
 
 
 def _segments(value: Panoptic, names: dict[int, str]) -> Iterator[Drawable]:
     for one in value.segments:
-        x1, y1, x2, y2 = _of_label(value.ids, one.id).box
+        x1, y1, x2, y2 = box = _of_label(value.ids, one.id).box
         patch = partial(_of_label, value.ids[y1:y2, x1:x2], one.id, x1, y1)
-        box = (float(x1), float(y1), float(x2), float(y2))
         yield Drawable(one.class_id, names[one.class_id], one.score, box, patch, is_thing=one.is_thing)
 
 

@@ -28,8 +28,7 @@ OUT_OF_DISTRIBUTION: Final = TensorSpec("OUT_OF_DISTRIBUTION", "FP32", (None,))
 """Output of models that flag images: score and threshold; empty if there is no evidence for a score."""
 
 OVERLAY: Final = TensorSpec("OVERLAY", "BYTES", (None,))
-"""Output of every model: the image with the answer drawn on it as a file, empty unless the request's parameter
-`overlay` names a format."""
+"""Output of every model: a file of the image with the answer drawn on it, in the format that `overlay` names."""
 
 _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))

@@ -59,25 +59,15 @@ class Style:
             raise BadRequestError(f"alpha must be within 0..1, got {self.alpha!r}")
 
 
-def draw_instances(drawing: Drawing, style: Style, colour_by: ColourBy = "instance") -> Image.Image:
-    """Return the image with the masks of objects drawn on it, the best score on top, and boxes of those without."""
+def draw_objects(drawing: Drawing, style: Style, colour_by: ColourBy = "instance") -> Image.Image:
+    """Return the image with objects drawn on it, the best score on top: masks, or else boxes, and keypoints."""
     canvas = Canvas(drawing.image)
     drawn = _coloured(drawing, colour_by)
     for one, colour in reversed(drawn):
         _paint(canvas, one, colour, style)
     writer = Writer(canvas.finished())
     for one, colour in reversed(drawn):
-        if one.patch is None:
-            writer.box(one.box, colour)
-    return _labelled(drawing, writer.image, drawn, style)
-
-
-def draw_detections(drawing: Drawing, style: Style, colour_by: ColourBy = "instance") -> Image.Image:
-    """Return the image with boxes and keypoints drawn on it, the best score on top."""
-    writer = Writer(drawing.image.copy())
-    drawn = _coloured(drawing, colour_by)
-    for one, colour in reversed(drawn):
-        if style.contour:
+        if one.patch is None and style.contour:
             writer.box(one.box, colour)
         if one.points is not None:
             writer.points(one.points[:, :2].tolist(), colour)

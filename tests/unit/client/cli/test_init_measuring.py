@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
@@ -15,7 +20,7 @@ from segserve_builder.memory import STEP_LIMIT_VARIABLE
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_platform.cli.init.guess import guess
+from segserve_platform.cli.init.guess import guess, model_of
 from segserve_platform.cli.init.measuring import (
     DEFAULT_MAX_PIXELS,
     Budget,
@@ -26,6 +31,7 @@ from segserve_platform.cli.init.measuring import (
     measure,
 )
 from segserve_platform.cli.init.network import Overrides
+from segserve_platform.cli.init.writing import golden_answers
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 PHOTO = EXAMPLES / "coins/coins.png"
@@ -106,6 +112,56 @@ def hungry(path: Path, channels: int) -> Path:
     model.ir_version = 8
     onnx.save(model, path)
     return path
+
+
+COUNTED = """
+import sys
+import onnxruntime
+from segserve_platform.cli.init import trial_process
+run, runs = onnxruntime.InferenceSession.run, []
+onnxruntime.InferenceSession.run = lambda *given: (runs.append(1), run(*given))[1]
+trial_process.main()
+print(len(runs), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("slow_s", [-1.0, math.inf], ids=["slow", "quick"])
+@pytest.mark.parametrize("last", ["Identity", "Sigmoid"])
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_a_network_of_one_size_is_run_as_often_as_the_bound_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float, last: str, batch: int | str
+) -> None:
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, size, 64, 64])
+        for name, size in (("image", 3), ("logits", 2))
+    ]
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, [2, 3, 1, 1], [0.1, 0.2, 0.3, -0.1, -0.2, -0.3])
+    nodes = [helper.make_node("Conv", ["image", "weights"], ["all"]), helper.make_node(last, ["all"], ["logits"])]
+    graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    monkeypatch.setattr("segserve_platform.cli.init.running.SLOW_S", slow_s)
+    run, runs = onnxruntime.InferenceSession.run, []
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *given: (runs.append(1), run(*given))[1])
+
+    guessed = guess(tmp_path / "net.onnx", f"{hash((last, batch)) % 2**256:064x}", [PHOTO], Overrides())
+    golden_answers(model_of(guessed.spec, guessed.network), guessed.images)
+
+    assert len(guessed.trials) >= 3
+    order = {
+        "pipeline": pipeline_of(guessed.spec).model_dump(mode="json", by_alias=True, exclude_none=True),
+        "artifact": str(tmp_path / "net.onnx"),
+        "warm_up": str(PHOTO),
+        "images": {str(pixels): str(PHOTO) for pixels in (62_500, 4_000_000)},
+        "is_resized": True,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED], input=json.dumps(order), capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {"done": True}
+    assert int(done.stderr.splitlines()[-1]) == 1
+    assert len(runs) + 1 <= (11 if slow_s < 0 else 14), runs
+    assert guessed.spec["runtime"]["maxBatchSize"] == (1 if slow_s < 0 and batch == "n" else 8)
 
 
 def pipeline_of(spec: Any) -> Pipeline:

@@ -195,7 +195,7 @@ def _write(
     answers = None
     if guessed.runner is not None and guessed.images:
         try:
-            answers = golden_answers(model_of(guessed), guessed.images, progress)
+            answers = golden_answers(model_of(guessed.spec, guessed.network), guessed.images, progress)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise CommandError(
                 f"the pipeline of family {spec['family']} fails on your images: {error}. If the guess is wrong, set "

@@ -26,6 +26,7 @@ from segserve_builder.families.base import (
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
 from segserve_builder.steps.pipeline import Pipeline
+from segserve_builder.steps.step_options import NetOptions
 from segserve_builder.values import ValueType
 from segserve_common.errors import BadRequestError
 from segserve_common.image_file import ImageFileError, describe_file
@@ -46,7 +47,7 @@ from segserve_platform.cli.init.network import (
     read_network,
 )
 from segserve_platform.cli.init.preparation import BYTES, PLACE, USUAL, colour_of, normalise_of, resize_of
-from segserve_platform.cli.init.running import NetworkRunner, border_class, steadiness
+from segserve_platform.cli.init.running import NetworkRunner, border_class, known_runs, steadiness
 from segserve_platform.cli.init.writing import listed
 
 ANY_SHA256: Final = "0" * 64
@@ -234,6 +235,9 @@ def guess(
 
     Raises `CommandError` for a file that no family fits, or that does not fit the family of `overrides`, and the
     errors of `read_signature`.
+
+    A network of one size, a run of which takes more than `SLOW_S`, is run at most 11 times (on noise, for the range of
+    its outputs, for memory, in four ranges of pixels and mirrored), and once for each further image.
     """
     progress("reading the network")
     network = read_network(path)
@@ -278,16 +282,21 @@ def guess(
     fitting = tuple(path for path, (height, width) in sizes.items() if height * width <= max_pixels)
     trials: tuple[Trial, ...] = ()
     if normalise.steps is None:
-        score = None if runner is None or not fitting else _score(spec, network, fitting)
-        normalise, trials = _tried_normalise(normalise, image, score, progress)
+        shown = fitting[:1] if runner is not None and runner.is_slow else fitting
+
+        def score(options: StageOptions) -> float:
+            steps = [*spec["preprocess"][:-1], {"normalise": options}]
+            return steadiness(model_of({**spec, "preprocess": steps}, network), shown)
+
+        normalise, trials = _tried_normalise(normalise, image, score if runner and fitting else None, progress)
         spec["preprocess"] = [*spec["preprocess"][:-1], *(normalise.steps or ())]
     if classes is None:
-        labels = () if runner is None else _labels(spec, network, fitting, progress)
+        labels = () if runner is None else _labels(model_of(spec, network), fitting, progress)
         classes = classes_of(family, number, names, labels)
     if runner is not None and fitting and classes.numbered and any("argmax" in each for each in spec["postprocess"]):
         progress("looking for the background")
         with suppress(BuilderError, BadRequestError, MemoryError):  # the golden set says why it fails
-            background = border_class(InProcessModel(_pipeline_of(spec), network.path), fitting[:BORDERED_IMAGES])
+            background = border_class(model_of(spec, network), fitting[: 1 if runner.is_slow else BORDERED_IMAGES])
             classes = classes if background is None else classes.with_background(background)
     spec["classes"] = list(classes.entries)
     remarks = (
@@ -304,9 +313,11 @@ def guess(
     return Guess(network, image, ranked, spec, bound, fitting, remarks, runner, trials)
 
 
-def model_of(guessed: Guess) -> InProcessModel:
-    """Return the guess, ready to answer in this process."""
-    return InProcessModel(_pipeline_of(guessed.spec), guessed.network.path)
+def model_of(spec: Mapping[str, Any], network: NetworkFile) -> InProcessModel:
+    """Return the pipeline of a spec, ready to answer in this process."""
+    pipeline = _pipeline_of(spec)
+    options = NetOptions.of(pipeline, network_io(pipeline, network.signature))
+    return InProcessModel(pipeline, network.path, network=known_runs(network.path, options))
 
 
 def _pipeline_of(spec: Mapping[str, Any]) -> Pipeline:
@@ -394,9 +405,9 @@ def _left_out(images: Sequence[Path], fitting: Sequence[Path], max_pixels: int) 
     return [Remark(INPUT, text, sure=False)]
 
 
-def _labels(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path], progress: Progress) -> list[int]:
+def _labels(model: InProcessModel, images: Sequence[Path], progress: Progress) -> list[int]:
     """Return the labels that a network which numbers its own classes gives for the first images."""
-    model, labels = InProcessModel(_pipeline_of(spec), network.path), set[int]()
+    labels = set[int]()
     for number, image in enumerate(images[:LABELLED_IMAGES], 1):
         progress(f"class numbers in image {number} of {len(images[:LABELLED_IMAGES])}")
         _, given, *_ = model.raw(model.network_input(image.read_bytes())).values()
@@ -410,6 +421,8 @@ def _batch(family: Family, image: ImageInput, runner: NetworkRunner | None) -> t
         return BATCH, Remark(place, "the file takes one image at a time; a server runs it on each of its cores")
     if runner is None:
         return BATCH, Remark(place, "the batch size is free")
+    if runner.is_slow:
+        return 1, Remark(place, "the batch size is free; no batch was tried, as an image takes long")
     if not runner.takes_pairs():
         return 1, Remark(place, "the file declares a free batch size, but a batch of two images fails")
     return BATCH, Remark(place, "the batch size is free: a batch of two images works")
@@ -460,16 +473,6 @@ def _tried_normalise(
         ]
     )
     return Choice(({"normalise": _for_channels(best.name, image)},), Remark(PLACE, text, sure=False)), tuple(ranked)
-
-
-def _score(spec: Mapping[str, Any], network: NetworkFile, images: Sequence[Path]) -> Callable[[StageOptions], float]:
-    """Return the function that scores the spec with other options of its last stage, `normalise`."""
-
-    def score(normalise: StageOptions) -> float:
-        steps = [*spec["preprocess"][:-1], {"normalise": normalise}]
-        return steadiness(InProcessModel(_pipeline_of({**spec, "preprocess": steps}), network.path), images)
-
-    return score
 
 
 def _most_usual(image: ImageInput) -> str:

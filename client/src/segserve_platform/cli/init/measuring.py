@@ -109,7 +109,7 @@ def measure(
             )
         except (OSError, ValueError, BadRequestError) as error:
             return Measurement((), f"{image} cannot be decoded: {error}")
-        return _measured(pipeline, artifact, warm_up, dict(files), progress)
+        return _measured(pipeline, artifact, warm_up, dict(files), progress, is_resized)
 
 
 def _scaled(path: Path, grey: bool, folder: Path, sizes: Sequence[int]) -> list[tuple[int, Path]]:
@@ -125,12 +125,13 @@ def _scaled(path: Path, grey: bool, folder: Path, sizes: Sequence[int]) -> list[
 
 
 def _measured(
-    pipeline: Pipeline, artifact: Path, warm_up: Path, files: Mapping[int, Path], progress: Progress
+    pipeline: Pipeline, artifact: Path, warm_up: Path, files: Mapping[int, Path], progress: Progress, is_resized: bool
 ) -> Measurement:
     order = {
         "pipeline": pipeline.model_dump(mode="json", by_alias=True, exclude_none=True),
         "artifact": str(artifact),
         "warm_up": str(warm_up),
+        "is_resized": is_resized,
         "images": {pixels: str(path) for pixels, path in files.items()},
     }
     process = subprocess.Popen(
