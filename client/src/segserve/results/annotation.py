@@ -15,7 +15,7 @@ from segserve.results.masks import EncodedMask, text_rle
 from segserve.results.outlines import Part
 from segserve.results.values import SegmentClass, class_colour
 from segserve_common.drawing.canvas import Rectangle
-from segserve_common.drawing.overlays import Drawable, Drawing, is_background
+from segserve_common.drawing.overlays import DrawnShape, Drawing, is_background
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def drawing_of(image: ImageLike, result: AnnotatedResult) -> Drawing:
     found = []
     for one in result.annotations():
         patch = None if one.mask is None else one.mask.patch
-        found.append(Drawable(one.class_id, one.class_name, one.score, one.box, patch, one.points, one.is_thing))
+        found.append(DrawnShape(one.class_id, one.class_name, one.score, one.box, patch, one.points, one.is_thing))
     colours = {known.id: class_colour(known) for known in result.classes}
     return Drawing(matching_picture(image, result.size), found, colours)
 

@@ -19,7 +19,7 @@ from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ClassMasks, Encoded, Instances, LabelMap, Panoptic
 from segserve_common.drawing import overlays as draw
 from segserve_common.drawing.canvas import Patch
-from segserve_common.drawing.overlays import Drawable, Drawing, Style
+from segserve_common.drawing.overlays import DrawnShape, Drawing, Style
 from segserve_common.drawing.palette import colour_of, palette
 
 # Photographs gain little by slower levels.
@@ -56,11 +56,11 @@ def _drawn(value: Any, pipeline: Pipeline, pixels: NDArray[Any]) -> Image.Image:
         patches = [partial(_of_label, value.labels, each) for each in names]
     else:
         areas, patches = value.areas, [partial(_of_runs, counts, pixels.shape[:2]) for counts in value.masks]
-    maps = [Drawable(*item, None, _NO_BOX, patch) for item, patch in zip(names.items(), patches, strict=True)]
+    maps = [DrawnShape(*item, None, _NO_BOX, patch) for item, patch in zip(names.items(), patches, strict=True)]
     return draw.draw_labels(drawing(maps), dict(enumerate(areas.tolist())), Style(legend=True))
 
 
-def _objects(value: Any, pipeline: Pipeline, names: dict[int, str]) -> Iterator[Drawable]:
+def _objects(value: Any, pipeline: Pipeline, names: dict[int, str]) -> Iterator[DrawnShape]:
     outputs = frozenset({"BOXES", "SCORES", "CLASSES", "KEYPOINTS"})
     boxes, scores, classes, *points = encode(value, pipeline, RequestOptions(), outputs).values()
     for index, class_id in enumerate(classes.tolist()):
@@ -68,14 +68,14 @@ def _objects(value: Any, pipeline: Pipeline, names: dict[int, str]) -> Iterator[
         patch = (
             partial(_of_runs, value.masks[index], (value.height, value.width)) if isinstance(value, Instances) else None
         )
-        yield Drawable(class_id, name, score, box, patch, points[0][index] if points else None)
+        yield DrawnShape(class_id, name, score, box, patch, points[0][index] if points else None)
 
 
-def _segments(value: Panoptic, names: dict[int, str]) -> Iterator[Drawable]:
+def _segments(value: Panoptic, names: dict[int, str]) -> Iterator[DrawnShape]:
     for one in value.segments:
         x1, y1, x2, y2 = box = _of_label(value.ids, one.id).box
         patch = partial(_of_label, value.ids[y1:y2, x1:x2], one.id, x1, y1)
-        yield Drawable(one.class_id, names[one.class_id], one.score, box, patch, is_thing=one.is_thing)
+        yield DrawnShape(one.class_id, names[one.class_id], one.score, box, patch, is_thing=one.is_thing)
 
 
 def _of_label(labels: NDArray[Any], label: int, x: int = 0, y: int = 0) -> Patch:

@@ -21,8 +21,8 @@ ColourBy: TypeAlias = Literal["instance", "class"]
 
 
 @dataclass(frozen=True, slots=True)
-class Drawable:
-    """What is drawn of an object, a segment, or all pixels of a class.
+class DrawnShape:
+    """An object, a segment, or all pixels of a class, as it is drawn.
 
     `patch` returns its mask, and is None if there is only a box; `points` are (K, 3) as x, y, score.
     """
@@ -41,7 +41,7 @@ class Drawing:
     """An image, what is drawn on it, and the colours of classes by their id."""
 
     image: Image.Image
-    found: Sequence[Drawable]
+    found: Sequence[DrawnShape]
     colours: Mapping[int, Colour]
 
 
@@ -112,7 +112,7 @@ def is_background(class_name: str) -> bool:
     return class_name.lower() == "background"
 
 
-def _paint(canvas: Canvas, one: Drawable, colour: Colour, style: Style) -> None:
+def _paint(canvas: Canvas, one: DrawnShape, colour: Colour, style: Style) -> None:
     if one.patch is None:
         return
     patch = one.patch()
@@ -122,7 +122,7 @@ def _paint(canvas: Canvas, one: Drawable, colour: Colour, style: Style) -> None:
         canvas.contour(patch, colour)
 
 
-def _coloured(drawing: Drawing, colour_by: ColourBy) -> list[tuple[Drawable, Colour]]:
+def _coloured(drawing: Drawing, colour_by: ColourBy) -> list[tuple[DrawnShape, Colour]]:
     return [
         (one, palette(index) if colour_by == "instance" else drawing.colours[one.class_id])
         for index, one in enumerate(drawing.found)
@@ -130,7 +130,7 @@ def _coloured(drawing: Drawing, colour_by: ColourBy) -> list[tuple[Drawable, Col
 
 
 def _labelled(
-    drawing: Drawing, image: Image.Image, drawn: Sequence[tuple[Drawable, Colour]], style: Style
+    drawing: Drawing, image: Image.Image, drawn: Sequence[tuple[DrawnShape, Colour]], style: Style
 ) -> Image.Image:
     writer = Writer(image)
     if style.legend and drawn:
@@ -141,7 +141,7 @@ def _labelled(
     return writer.image
 
 
-def _write_labels(writer: Writer, drawn: Iterable[tuple[Drawable, Colour]]) -> None:
+def _write_labels(writer: Writer, drawn: Iterable[tuple[DrawnShape, Colour]]) -> None:
     for one, colour in drawn:
         scored = f"{one.class_name} {one.score:.2f}"
         writer.label(one.box, (scored, one.class_name), colour)
