@@ -15,7 +15,7 @@ from segserve.results.masks import EncodedMask, text_rle
 from segserve.results.outlines import Part
 from segserve.results.values import SegmentClass, class_colour
 from segserve_common.drawing.canvas import Rectangle
-from segserve_common.drawing.overlays import DrawnShape, Drawing, is_background
+from segserve_common.drawing.overlays import Drawing, DrawnShape, is_background
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ClassMasks, Encoded, Instances, LabelMap, Panoptic
 from segserve_common.drawing import overlays as draw
 from segserve_common.drawing.canvas import Patch
-from segserve_common.drawing.overlays import DrawnShape, Drawing, Style
+from segserve_common.drawing.overlays import Drawing, DrawnShape, Style
 from segserve_common.drawing.palette import colour_of, palette
 
 # Photographs gain little by slower levels.
