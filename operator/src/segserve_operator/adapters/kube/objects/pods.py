@@ -47,7 +47,7 @@ from segserve_operator.api import pod_template as api
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segserve_operator.adapters.kube.objects.context import PoolContext, rendered
+    from segserve_operator.adapters.kube.objects.context import PoolContext
 
 Value = TypeVar("Value")
 
