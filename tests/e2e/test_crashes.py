@@ -109,8 +109,8 @@ def test_an_instance_of_each_kind_that_is_killed_is_loaded_again(watched: Watche
             kill(former)
             # Triton keeps the other processes of the step for a while.
             comes_back(watched, partial(_is_newer, watched, name, former.create_time()))
-            assert f"{step} died" in watched.condition("coins", "RevisionLoaded")["message"]
-            assert "killed by SIGKILL" in watched.condition("coins", "RevisionLoaded")["message"]
+            # Requests may be answered before the agent's report is in the status.
+            until(partial(_has_died, watched, step), "the death in the status")
 
         # Ended once they are idle, so that a step does not grow with each death.
         until(lambda: _stubs(watched) == len(watched.instances()), "the end of the former processes")
@@ -122,6 +122,11 @@ def test_an_instance_of_each_kind_that_is_killed_is_loaded_again(watched: Watche
 def _is_newer(watched: Watched, name: str, created_s: float) -> bool:
     process = watched.instances().get(name)
     return process is not None and process.create_time() > created_s
+
+
+def _has_died(watched: Watched, step: str) -> bool:
+    message = watched.condition("coins", "RevisionLoaded")["message"]
+    return f"{step} died" in message and "killed by SIGKILL" in message
 
 
 def _stubs(watched: Watched) -> int:
