@@ -143,7 +143,8 @@ def test_both_networks_run_beside_each_other() -> None:
     made = [dict(step.output_map) for step in steps]
     assert made[1] == {"output0": "NETWORK_OUTPUT_output0"}
     assert made[2] == {"output0": "SECOND_OUTPUT_output0", "output1": "SECOND_OUTPUT_output1"}
-    assert set(post) == {tensor for outputs in made[:3] for tensor in outputs.values()} - {"NETWORK_INPUT"}
+    # Overlays are drawn on IMAGE.
+    assert set(post) == {"IMAGE", *(tensor for outputs in made[:3] for tensor in outputs.values())} - {"NETWORK_INPUT"}
     assert {tensor.name for tensor in parsed(tree.steps[steps[3].model_name]).input} == set(post)
     assert set(pre) == {"IMAGE", "PIXELS"}
 
