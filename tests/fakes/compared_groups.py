@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,19 +89,27 @@ class World:
         self.clock.now_s += service.WARM_UP_S
 
 
-def copy_of(protocol: Protocol, content: bytes, model: str = "coins", outputs: tuple[str, ...] = ()) -> dict[str, Any]:
+def copy_of(
+    protocol: Protocol,
+    content: bytes,
+    model: str = "coins",
+    outputs: tuple[str, ...] = (),
+    parameters: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return a request about an encoded image, as `httpx` takes it."""
     if protocol == "grpc":
         message = pb.ModelInferRequest(model_name=model, raw_input_contents=[pack_bytes([content])])
         message.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
         for name in outputs:
             message.outputs.add(name=name)
+        for name, text in (parameters or {}).items():
+            message.parameters[name].string_param = text
         return {
             "url": MODEL_INFER,
             "content": framed(message.SerializeToString()),
             "headers": {"content-type": "application/grpc"},
         }
-    headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [content]),), outputs))
+    headers, body = encode_http(InferRequest(model, (Tensor.of_items("IMAGE", [content]),), outputs, parameters or {}))
     return {"url": f"/v2/models/{model}/infer", "content": body, "headers": headers}
 
 

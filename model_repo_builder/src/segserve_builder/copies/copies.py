@@ -1,6 +1,7 @@
 """Copies of callers' requests, the little that is read of them before they are sent, and the worker that reads more.
 
 A copy requests no output that the other revision may lack: neither would be compared, and Triton refuses the request.
+Nor does it request an overlay, which is large, takes long to draw, and may have replaced what is compared.
 
 A worker is a child process that gets one message after the other, and is ended if it takes too long. A service and
 its worker speak in frames: a length, a header of JSON, and blobs.
@@ -42,7 +43,9 @@ _MAX_FIELDS: Final = 10_000
 _SEQUENCE: Final = b"sequence_id"
 _MOST_JSON_BYTES: Final = 2**20
 """Most JSON of a body whose list of outputs is rewritten; parsing more would keep other callers' copies waiting."""
-_OPTIONAL: Final = tuple(name.encode() for name in OPTIONAL_OUTPUTS)
+_OVERLAY: Final = b"OVERLAY"
+_LEFT_OUT: Final = frozenset({*(name.encode() for name in OPTIONAL_OUTPUTS), _OVERLAY})
+_REWRITTEN: Final = (*_LEFT_OUT, b'"overlay"')
 _MODEL_NAME, _PARAMETERS, _REQUESTED_OUTPUT = 1, 4, 6
 _OUTPUT_NAME: Final = 1
 _KEY, _VALUE, _STRING_PARAMETER = 1, 2, 3
@@ -154,15 +157,18 @@ def _json_end(body: bytes, header_length: str) -> int:
 
 
 def _json_of_both(body: bytes, header_length: str) -> tuple[bytes, str]:
-    """Return a body that requests no optional output, and its header's length; an error if it is malformed."""
+    """Return a body without what a copy leaves out, and its header's length; an error if it is malformed."""
     end = _json_end(body, header_length)
-    if all(body.find(name, 0, end) < 0 for name in _OPTIONAL):
+    if all(body.find(name, 0, end) < 0 for name in _REWRITTEN):
         return body, header_length
     if end > _MOST_JSON_BYTES:
         raise ValueError("too long to be rewritten")
     content = json.loads(body[:end])
-    asked = content.get("outputs", [])
-    content["outputs"] = [output for output in asked if output["name"] not in OPTIONAL_OUTPUTS]
+    if "outputs" in content:
+        content["outputs"] = [output for output in content["outputs"] if output["name"].encode() not in _LEFT_OUT]
+    for name, value in tuple(content.get("parameters", {}).items()):
+        if _is_of_overlay(name.encode(), str(value).encode()):
+            del content["parameters"][name]
     header = json.dumps(content).encode()
     return header + body[end:], str(len(header)) if header_length else ""
 
@@ -185,15 +191,23 @@ def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
     kept_to = 0
     try:
         for number, begin, start, end in _fields(message):
-            if number == _REQUESTED_OUTPUT and _names_optional(message[start:end]):
-                kept.append(message[kept_to:begin])
-                kept_to = end
+            part = message[start:end] if number in (_PARAMETERS, _REQUESTED_OUTPUT) else b""
+            is_left_out = number == _REQUESTED_OUTPUT and any(
+                field == _OUTPUT_NAME and part[first:last] in _LEFT_OUT for field, _, first, last in _fields(part)
+            )
             if number == _MODEL_NAME:
                 models.append(message[start:end])
             elif number == _PARAMETERS:
-                in_stream |= message.find(_SEQUENCE, start, end) >= 0
-                if message.find(_SLICE, start, end) >= 0:
-                    label = _text_parameter(message[start:end]) or label
+                in_stream |= _SEQUENCE in part
+                fields = {field: part[first:last] for field, _, first, last in _fields(part)}
+                value, name = fields.get(_VALUE, b""), fields.get(_KEY, b"")
+                texts = {kind: value[first:last] for kind, _, first, last in _fields(value)}
+                text = texts.get(_STRING_PARAMETER, b"")
+                label = text if text and name == _SLICE else label
+                is_left_out = _is_of_overlay(name, text)
+            if is_left_out:
+                kept.append(message[kept_to:begin])
+                kept_to = end
         # Readers differ about a message that names two: the gateway may have chosen its route by the other.
         (model,) = (name.decode() for name in models)
     except ValueError:
@@ -202,17 +216,9 @@ def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
     return RequestCopy(model, "grpc", MODEL_INFER, message, in_stream=in_stream, slice=slice_of(request.headers, label))
 
 
-def _names_optional(output: bytes) -> bool:
-    return any(number == _OUTPUT_NAME and output[start:end] in _OPTIONAL for number, _, start, end in _fields(output))
-
-
-def _text_parameter(entry: bytes) -> bytes:
-    """Return the text of the parameter with a request's label, from an entry of a map of parameters."""
-    fields = {number: entry[start:end] for number, _, start, end in _fields(entry)}
-    if fields.get(_KEY) != _SLICE:
-        return b""
-    value = fields.get(_VALUE, b"")
-    return {number: value[start:end] for number, _, start, end in _fields(value)}.get(_STRING_PARAMETER, b"")
+def _is_of_overlay(name: bytes, value: bytes) -> bool:
+    """Return whether a parameter requests an overlay, or lists the outputs beside which it is read."""
+    return name == b"overlay" or (name == b"outputs" and _OVERLAY in value)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
