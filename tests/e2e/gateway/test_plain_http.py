@@ -178,23 +178,33 @@ async def test_the_query_and_a_forms_other_fields_are_options(plain: Plain) -> N
     assert plain.arrived() == (b"image", {"binary_data_output": True, "max_detections": "3", "score_threshold": "1"})
 
 
+PNG, WEBP = ({"overlay": kind, "outputs": "OVERLAY"} for kind in ("png", "webp"))
+
+
 @pytest.mark.parametrize(
     ("accepted", "query", "parameters", "kind"),
     [
-        ("image/png", "", {"overlay": "png"}, "image/png"),
-        (
-            "image/webp, image/png;q=0.5",
-            "?score_threshold=1",
-            {"overlay": "webp", "score_threshold": "1"},
-            "image/webp",
-        ),
-        ("image/*", "?encoding=rle", {"overlay": "png", "encoding": "rle"}, "image/png"),
-        ("*/*", "?picture=overlay", {"overlay": "png"}, "image/png"),
+        ("image/png", "", PNG, "image/png"),
+        ("image/webp, image/png;q=0.5", "?score_threshold=1", {**WEBP, "score_threshold": "1"}, "image/webp"),
+        ("image/webp;q=0.5, IMAGE/PNG ; Q=0.6", "", PNG, "image/png"),
+        ("image/webp, image/png", "", WEBP, "image/webp"),
+        ("image/png;q=0, image/webp;q=0.1", "", WEBP, "image/webp"),
+        ("image/png;q=0, image/*", "", WEBP, "image/webp"),
+        ("image/*", "?encoding=rle", {**PNG, "encoding": "rle"}, "image/png"),
+        ("*/*", "?picture=overlay", PNG, "image/png"),
+        ("*/*, image/png;q=0.0", "?picture=overlay", WEBP, "image/webp"),
         ("image/png", "?picture=labels", {"outputs": "LABELS"}, "image/png"),
+        ("image/webp, image/png", "?picture=labels", {"outputs": "LABELS"}, "image/png"),
+        ("application/json;q=0, */*", "", PNG, "image/png"),
+        ("application/*;q=0.2, image/webp;q=0.4", "", WEBP, "image/webp"),
+        ("image/png, */*;q=0.1", "", PNG, "image/png"),
         ("image/webp,*/*", "", {}, "application/json"),
+        ("image/png;q=0.5, application/json;charset=utf-8;q=0.5", "", {}, "application/json"),
+        (BROWSER, "", {}, "application/json"),
+        ("", "", {}, "application/json"),
     ],
 )
-async def test_a_picture_is_what_the_request_accepts_and_names(
+async def test_an_answer_is_what_the_request_accepts_most_and_names(
     plain: Plain, accepted: str, query: str, parameters: dict[str, str], kind: str
 ) -> None:
     plain.server.said = answered(
@@ -359,6 +369,11 @@ async def test_whatever_is_wrong_is_a_problem_that_says_what(plain: Plain) -> No
             {"headers": {"accept": "text/html"}},
             406,
             f'{KINDS}; the request accepts "text/html"',
+        ),
+        "types that resemble an answer's": (
+            {"headers": {"accept": "application/javascript, image/pjpeg, image/png;q=0"}},
+            406,
+            f"{KINDS}; the request accepts",
         ),
         "a picture that is not accepted": (
             {"path": f"{PATH}?picture=overlay", "headers": {"accept": "application/json"}},

@@ -7,10 +7,11 @@
 -- PAGE is the path of the document that a request for `/` gets if it accepts HTML.
 -- NOTED is the namespace of the dynamic metadata that has the path and method as they came in, and what the first
 -- filter leaves to the second: `model`, `boundary` of a form, options by name, `is_json` if the body is JSON with an
--- image in base64, which a step reads, `is_json_accepted`, and `format`, "png" or "webp", if the request accepts a picture;
--- then `picture`, the content type of the answer if that is to be one. MARK is the header of a request that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at
--- most MOST_ANSWER_BYTES, and all answers that are under way in this thread MOST_HELD_BYTES: they are held until they are
--- whole, in memory that no limit of Envoy bounds.
+-- image in base64, which a step reads, `is_json_preferred`, `is_png_accepted`, and `format`, "png" or "webp", if the request
+-- accepts a picture; then `picture`, the content type of the answer if that is to be one. MARK is the header of a request
+-- that is translated. MAX_BYTES limits a request, MAX_JSON_BYTES one of JSON. An answer has at most MOST_ANSWER_BYTES, and
+-- all answers that are under way in this thread MOST_HELD_BYTES: they are held until they are whole, in memory that no
+-- limit of Envoy bounds.
 --
 -- The metadata of a request's route have the names of classes, as JSON's strings, by group and id.
 --
@@ -24,6 +25,13 @@ local HOW = ITSELF .. ", or as a form's file (curl -F image=@FILE)"
 local OPTIONS = {encoding = true, max_detections = true, picture = true, score_threshold = true}
 local OPTION_NAMES = "encoding, max_detections, picture, score_threshold"
 local ANSWERS = "the answer is application/json, or a picture as image/png or image/webp"
+-- The ranges of RFC 9110 that have each type of an answer, the most specific one first.
+local RANGES = {
+  json = {"application/json", "application/*", "*/*"},
+  png = {"image/png", "image/*", "*/*"},
+  webp = {"image/webp", "image/*", "*/*"},
+}
+local ADVICE = {["image/png"] = "image/webp", ["image/webp"] = "application/json"}
 local LENGTH = "inference-header-content-length"
 local MOST_BOUNDARY = 70
 local MOST_VALUE = 256  -- of a parameter of a header that comes in sections
@@ -230,6 +238,22 @@ local function accepts_html(headers)
   return false
 end
 
+-- Returns the weight, 0 to 1, that an Accept header gives each type of an answer, and the place of the range that does.
+local function accepted_types(accept)
+  local listed, count = {}, 0
+  for range in string.gmatch(accept, "[^,]+") do
+    count = count + 1
+    local name = string.lower(string.match(range, "^%s*([^%s;]*)"))
+    listed[name] = {tonumber(string.match(range, ";%s*[qQ]=([%d.]+)") or 1) or 1, count}
+  end
+  local weights, places = {}, {}
+  for kind, ranges in pairs(RANGES) do
+    local found = listed[ranges[1]] or listed[ranges[2]] or listed[ranges[3]] or {count == 0 and 1 or 0, 1}
+    weights[kind], places[kind] = found[1], found[2]
+  end
+  return weights, places
+end
+
 local function read_head(handle)
   local model, path, query, method = target(handle)
   local headers = handle:headers()
@@ -243,19 +267,19 @@ local function read_head(handle)
   if method ~= "POST" then
     refuse(handle, "405", "allowed is POST, with an image as the body", {allow = "POST"})
   end
-  local accept = headers:get("accept")
-  local accepted = string.lower(accept or "")
-  local is_json = accepted == "" or string.find(accepted, "[*]/[*]") or string.find(accepted, "application/[j*]")
-  local png = string.find(accepted, "image/[p*]") or string.find(accepted, "[*]/[*]") or (accepted == "" and 1)
-  local webp = string.find(accepted, "image/webp", 1, true)
-  if not is_json and not png and not webp then
+  local accept = headers:get("accept") or ""
+  local weights, places = accepted_types(accept)
+  local best = math.max(weights.png, weights.webp)
+  if best == 0 and weights.json == 0 then
     refuse(handle, "406", ANSWERS .. "; the request accepts " .. quoted(string.sub(accept, 1, 80)))
   end
   local kind = string.lower(headers:get("content-type") or "")
   local noted = handle:streamInfo():dynamicMetadata()
   local options = options_of(handle, query)
-  if is_json then noted:set(NOTED, "is_json_accepted", true) end
-  if png or webp then noted:set(NOTED, "format", (png or math.huge) < (webp or math.huge) and "png" or "webp") end
+  local is_png = weights.png == best and (weights.webp < best or places.png <= places.webp)
+  if weights.json >= best then noted:set(NOTED, "is_json_preferred", true) end
+  if weights.png > 0 then noted:set(NOTED, "is_png_accepted", true) end
+  if best > 0 then noted:set(NOTED, "format", is_png and "png" or "webp") end
   for name, value in pairs(options) do noted:set(NOTED, name, value) end
   -- What curl says of a body for which nobody has said it.
   if string.find(kind, "^application/x%-www%-form%-urlencoded") then noted:set(NOTED, "is_unlabelled", true) end
@@ -277,7 +301,7 @@ end
 
 -- Replaces the option of a picture by the parameters for it, and notes what the answer then is.
 local function choose_picture(handle, noted, options)
-  local picture = options.picture or (not noted["is_json_accepted"] and "overlay")
+  local picture = options.picture or (not noted["is_json_preferred"] and "overlay")
   local format = noted["format"]
   options.picture = nil
   if not picture then return end
@@ -286,11 +310,11 @@ local function choose_picture(handle, noted, options)
   end
   if format == nil then refuse(handle, "406", ANSWERS .. "; picture=" .. picture .. " needs one of the last two") end
   if picture == "overlay" then
-    options.overlay = format
-  elseif format ~= "png" or (options.encoding or "png") ~= "png" then
+    options.overlay, options.outputs = format, "OVERLAY"
+  elseif not noted["is_png_accepted"] or (options.encoding or "png") ~= "png" then
     refuse(handle, "406", "a label map (picture=labels) is image/png with encoding=png alone")
   else
-    options.outputs = "LABELS"
+    format, options.outputs = "png", "LABELS"
   end
   handle:streamInfo():dynamicMetadata():set(NOTED, "picture", "image/" .. format)
 end
@@ -494,24 +518,10 @@ end
 local function refused_answer(size, model, picture)
   if size > MOST_ANSWER_BYTES then
     return "422", "the answer has " .. string.format("%d", size) .. " bytes, and plain HTTP allows " .. MOST_ANSWER_BYTES
-      .. "; request " .. (picture == "image/png" and "image/webp" or "encoding=rle") .. ", or POST /v2/models/" .. model
-      .. "/infer"
+      .. "; request " .. (ADVICE[picture] or "encoding=rle") .. ", or POST /v2/models/" .. model .. "/infer"
   end
   if held_bytes() + size > MOST_HELD_BYTES then collectgarbage() end
   if held_bytes() + size > MOST_HELD_BYTES then return "503", "too many large answers are under way; try again" end
-end
-
--- Replaces the body of an answer that is not translated.
-local function write_refusal(handle, status, detail)
-  local headers = handle:headers()
-  headers:replace(":status", status)
-  headers:replace("content-type", "application/problem+json")
-  if status == "503" then headers:replace("retry-after", "1") end
-  local text = problem(status, quoted(detail))
-  for chunk in handle:bodyChunks() do
-    chunk:setBytes(text)
-    text = ""
-  end
 end
 
 local function translate_answer(handle)
@@ -531,7 +541,17 @@ local function translate_answer(handle)
   headers:remove("content-length")
   local picture = handle:streamInfo():dynamicMetadata():get(NOTED)["picture"]
   local refusal, detail = refused_answer(size, model, picture)
-  if refusal ~= nil then return write_refusal(handle, refusal, detail) end
+  if refusal ~= nil then
+    headers:replace(":status", refusal)
+    headers:replace("content-type", "application/problem+json")
+    if refusal == "503" then headers:replace("retry-after", "1") end
+    local text = problem(refusal, quoted(detail))
+    for chunk in handle:bodyChunks() do
+      chunk:setBytes(text)
+      text = ""
+    end
+    return
+  end
   headers:replace("content-type", picture or "application/json")
   -- What is larger has a picture, and may be more than Envoy buffers.
   if picture and size <= LARGE then return write_picture(handle, header_length) end
