@@ -87,7 +87,7 @@ def test_pixels_have_no_overlay_and_the_error_says_what_they_have(coins: Running
     refused = httpx.post(f"{coins.url}/v2/models/coins/infer", json=body, timeout=HANG_S)
 
     assert refused.status_code == 400
-    assert "an overlay needs the image's file (IMAGE); of PIXELS there are all other outputs" in refused.json()["error"]
+    assert "an overlay is drawn on an image's file: send IMAGE, or leave out 'overlay'" in refused.json()["error"]
 
 
 def test_an_image_in_json_is_answered_as_the_image_itself(coins: Running, photo: bytes) -> None:

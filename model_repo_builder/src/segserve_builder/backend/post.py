@@ -134,9 +134,9 @@ class TritonPythonModel:
             if tier == HEAVY:
                 return None
         outputs = self._postprocess.encoded(value, overrides, wanted - ours.keys() - late - drawn)
-        ours |= {name: self._overlay(request, value, overrides) for name in drawn}
         if self._unlike is not None:
             ours |= dict.fromkeys(late, self._scored(self._unlike, request, value, geometry))
+        ours |= {name: self._overlay(request, value, overrides) for name in drawn}
         if self._metrics is not None:
             times_s = (started_s, time.monotonic())
             label = slice_of_parameters(parameters)
@@ -151,7 +151,7 @@ class TritonPythonModel:
 
         image = input_array(request, "IMAGE")
         if image is None:
-            raise BadImageError("an overlay needs the image's file (IMAGE); of PIXELS there are all other outputs")
+            raise BadImageError("an overlay is drawn on an image's file: send IMAGE, or leave out 'overlay'")
         return np.array([overlay(value, self._pipeline, bytes(image.item()), overrides.overlay)], np.object_)
 
     def _scored(
