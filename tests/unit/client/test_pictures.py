@@ -24,6 +24,7 @@ from segserve import (
     SemanticResult,
 )
 from segserve.results.masks import EncodedMask
+from segserve_common.drawing.canvas import _eroded
 from segserve_common.drawing.palette import OKABE_ITO, palette, readable_on
 
 HEIGHT, WIDTH = 300, 400
@@ -44,6 +45,25 @@ def contrast(one: np.ndarray, other: np.ndarray) -> float:
     """Return WCAG's contrast of two colours, from 1 to 21."""
     high, low = sorted(float((np.asarray(c) / 255) ** 2.2 @ (0.2126, 0.7152, 0.0722)) for c in (one, other))[::-1]
     return (high + 0.05) / (low + 0.05)
+
+
+def test_an_overlay_of_a_label_map_encodes_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = SemanticResult("m", "m-aa", (HEIGHT, WIDTH), CLASSES, {"dog": 9}, None, bytes(HEIGHT * WIDTH), {})
+    monkeypatch.setattr(EncodedMask, "of", None)
+
+    assert result.overlay(np.zeros((HEIGHT, WIDTH, 3), np.uint8), legend=False).size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("pixels", range(20))
+def test_a_mask_is_eroded_as_if_pixel_by_pixel(pixels: int) -> None:
+    mask = np.random.default_rng(pixels).random((90, 70)) < 0.999
+    expected = mask
+    for _ in range(pixels):
+        crosses = [expected[1:-1, 1:-1], expected[:-2, 1:-1], expected[2:, 1:-1], expected[1:-1, :-2]]
+        expected = np.logical_and.reduce([*crosses, expected[1:-1, 2:]])
+
+    assert np.array_equal(_eroded(mask, pixels), expected)
+    assert 0 < expected.sum() < expected.size
 
 
 @pytest.mark.parametrize("index", range(len(OKABE_ITO)))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import printable
-from segserve.results.annotation import AnnotatedResult, Annotation, drawing_of
+from segserve.results.annotation import AnnotatedResult, Annotation, drawing_of, foreground
 from segserve.results.images import ImageLike, picture
 from segserve_common.drawing.canvas import Canvas, Patch, Writer
-from segserve_common.drawing.overlays import Style, draw_objects, is_background
+from segserve_common.drawing.overlays import Style, draw_objects
 from segserve_common.drawing.palette import OKABE_ITO
 
 if TYPE_CHECKING:
@@ -82,9 +81,7 @@ def draw_label_comparison(
 
 
 def _foreground(image: ImageLike, result: AnnotatedResult) -> Image.Image:
-    drawing = drawing_of(image, result)
-    found = [one for one in drawing.found if not is_background(one.class_name)]
-    return draw_objects(replace(drawing, found=found), _OVERLAY, "class")
+    return draw_objects(drawing_of(image, result, foreground(result.annotations())), _OVERLAY, "class")
 
 
 def draw_difference(image: ImageLike, stable: AnnotatedResult, candidate: AnnotatedResult) -> Image.Image:
@@ -96,10 +93,15 @@ def draw_difference(image: ImageLike, stable: AnnotatedResult, candidate: Annota
 
     grey = picture(image).convert("L").convert("RGB")
     pale = Image.blend(Image.new("RGB", grey.size, _BACKGROUND), grey, _PALE)
-    sides = [[found for found in each.annotations() if not is_background(found.class_name)]
-             for each in (stable, candidate)]  # fmt: skip
+    sides = [list(foreground(each.annotations())) for each in (stable, candidate)]
     if any(found.mask is None for side in sides for found in side):
-        return _boxes(pale, sides)
+        writer = Writer(pale)
+        for side, colour in zip(sides, (STABLE_ONLY, CANDIDATE_ONLY), strict=True):
+            for found in side:
+                writer.box(found.box, colour)
+                if found.points is not None:
+                    writer.points(found.points[:, :2].tolist(), colour)
+        return writer.image
     only = [np.zeros((pale.height, pale.width), bool) for _ in sides]
     for number in sorted({found.class_id for side in sides for found in side}):
         ours, theirs = (_mask((found for found in side if found.class_id == number), only[0].shape) for side in sides)
@@ -122,16 +124,6 @@ def _mask(found: Iterable[Annotation], shape: tuple[int, ...]) -> NDArray[np.boo
         patch = one.mask.patch()
         whole[patch.window] |= patch.pixels
     return whole
-
-
-def _boxes(pale: Image.Image, sides: Sequence[Sequence[Annotation]]) -> Image.Image:
-    writer = Writer(pale)
-    for side, colour in zip(sides, (STABLE_ONLY, CANDIDATE_ONLY), strict=True):
-        for found in side:
-            writer.box(found.box, colour)
-            if found.points is not None:
-                writer.points(found.points[:, :2].tolist(), colour)
-    return writer.image
 
 
 def _side_by_side(

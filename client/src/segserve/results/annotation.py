@@ -123,10 +123,10 @@ def crop(found: Annotation, image: ImageLike, size: tuple[int, int], *, margin: 
     return part
 
 
-def drawing_of(image: ImageLike, result: AnnotatedResult) -> Drawing:
-    """Return all that a result shows, to be drawn on its image; raises as `matching_picture` does."""
+def drawing_of(image: ImageLike, result: AnnotatedResult, annotations: Iterable[Annotation]) -> Drawing:
+    """Return annotations of a result, to be drawn on its image; raises as `matching_picture` does."""
     found = []
-    for one in result.annotations():
+    for one in annotations:
         patch = None if one.mask is None else one.mask.patch
         found.append(DrawnShape(one.class_id, one.class_name, one.score, one.box, patch, one.points, one.is_thing))
     colours = {known.id: class_colour(known) for known in result.classes}

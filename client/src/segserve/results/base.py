@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from segserve.errors import package_of_extra
 from segserve.exports import coco
 from segserve.rendering.display import Row, one_line, table
-from segserve.results.annotation import Annotation, drawing_of, object_entry
+from segserve.results.annotation import Annotation, object_entry
 from segserve.results.images import ImageLike
 from segserve.results.outlines import Part
 from segserve.results.values import OutOfDistribution, SegmentClass, Shapes
-from segserve_common.drawing.overlays import Drawing, Style
+from segserve_common.drawing.overlays import Style
 from segserve_common.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -237,9 +237,9 @@ class Segmentation:
         its classes' colours. The legend names classes, semantic ones with their share, and defaults to `labels`. Raises
         `BadRequestError` if the size of `image` differs from the segmented image's.
         """
-        return self._drawn(drawing_of(image, self), Style(alpha, labels, contour, labels if legend is None else legend))
+        return self._drawn(image, Style(alpha, labels, contour, labels if legend is None else legend))
 
-    def _drawn(self, drawing: Drawing, style: Style) -> Image.Image:
+    def _drawn(self, image: ImageLike, style: Style) -> Image.Image:
         raise NotImplementedError
 
     def with_image(self, image: ImageLike) -> ResultWithImage:

@@ -123,8 +123,8 @@ class _SeparateObjects(Objects[Found]):
         Objects without masks get their box and keypoints. Labels without room are left out. `legend` names the classes
         and colours by class unless `colour_by` differs. Raises `BadRequestError` for an image of another size.
         """
-        style = Style(alpha, labels, contour, bool(legend))
-        return draw_objects(drawing_of(image, self), style, colour_by or ("class" if legend else "instance"))
+        drawing, style = drawing_of(image, self, self.annotations()), Style(alpha, labels, contour, bool(legend))
+        return draw_objects(drawing, style, colour_by or ("class" if legend else "instance"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segserve.rendering.display import Row, area_rows, area_summary
-from segserve.results.annotation import Annotation
+from segserve.results.annotation import Annotation, drawing_of
 from segserve.results.base import Segmentation
+from segserve.results.images import ImageLike
 from segserve.results.masks import EncodedMask, largest_first, masks_of_labels, text_rle
 from segserve.results.objects import Detection, DetectionResult, InstanceResult, KeypointResult, Objects
-from segserve_common.drawing.overlays import Drawing, Style, draw_labels, draw_segments
+from segserve_common.drawing.canvas import Patch
+from segserve_common.drawing.overlays import DrawnShape, Style, draw_labels, draw_segments
 from segserve_common.mask_encodings import read_labels
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ class PanopticResult(Objects[PanopticSegment]):
         is_thing = {segment.id: segment.is_thing for segment in self}
         return panoptic_data_set(self, self.ids, is_thing, image_id=image_id, file_name=file_name)
 
-    def _drawn(self, drawing: Drawing, style: Style) -> Image.Image:
-        return draw_segments(drawing, style)
+    def _drawn(self, image: ImageLike, style: Style) -> Image.Image:
+        return draw_segments(drawing_of(image, self, self.annotations()), style)
 
     @cached_property
     def _masks(self) -> Mapping[int, EncodedMask]:
@@ -170,8 +172,14 @@ class SemanticResult(Segmentation):
                 rows.append(row if self.confidence is None else row | {"score": self.confidence[known.name]})
         return rows
 
-    def _drawn(self, drawing: Drawing, style: Style) -> Image.Image:
-        return draw_labels(drawing, {known.id: self.areas.get(known.name, 0) for known in self.classes}, style)
+    def _drawn(self, image: ImageLike, style: Style) -> Image.Image:
+        areas = {known.id: self.areas.get(known.name, 0) for known in self.classes}
+        # Annotations would encode each class, also those that are not drawn.
+        found = [
+            DrawnShape(one.id, one.name, None, (0, 0, 0, 0), partial(lambda each: Patch.of(self.mask(each)), one.id))
+            for one in self.classes
+        ]
+        return draw_labels(replace(drawing_of(image, self, ()), found=found), areas, style)
 
     def _entries(self) -> dict[str, Any]:
         masks, empty = {one.class_id: one.mask for one in self.annotations()}, EncodedMask.empty(*self.size)

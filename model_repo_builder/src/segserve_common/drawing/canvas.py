@@ -82,7 +82,20 @@ class Canvas:
         if not patch.pixels.size:
             return
         thin = max(1, self._width // 2)
-        inner = _eroded(self._grown(patch, self._width + thin), self._width)
+        margin = self._width + thin
+        grown = np.pad(patch.pixels, margin)
+        # The mask continues beyond the image's border.
+        x1, y1, x2, y2 = patch.box
+        height, width = self.pixels.shape[:2]
+        if y1 == 0:
+            grown[:margin] = grown[margin]
+        if y2 == height:
+            grown[-margin:] = grown[-margin - 1]
+        if x1 == 0:
+            grown[:, :margin] = grown[:, margin : margin + 1]
+        if x2 == width:
+            grown[:, -margin:] = grown[:, -margin - 1 : -margin]
+        inner = _eroded(grown, self._width)
         part = self.pixels[patch.window]
         core = inner[thin:-thin, thin:-thin]
         part[patch.pixels & ~core] = colour
@@ -94,23 +107,6 @@ class Canvas:
         from PIL import Image
 
         return Image.fromarray(self.pixels)
-
-    def _grown(self, patch: Patch, margin: int) -> NDArray[np.bool_]:
-        """Return the mask with a margin: empty, except that the mask continues beyond the image's border."""
-        height, width = self.pixels.shape[:2]
-        x1, y1, x2, y2 = patch.box
-        rows, columns = patch.pixels.shape
-        grown = np.zeros((rows + 2 * margin, columns + 2 * margin), np.bool_)
-        grown[margin:-margin, margin:-margin] = patch.pixels
-        if y1 == 0:
-            grown[:margin] = grown[margin]
-        if y2 == height:
-            grown[-margin:] = grown[-margin - 1]
-        if x1 == 0:
-            grown[:, :margin] = grown[:, margin : margin + 1]
-        if x2 == width:
-            grown[:, -margin:] = grown[:, -margin - 1 : -margin]
-        return grown
 
 
 def line_width(image: Image.Image) -> int:
@@ -225,6 +221,12 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
 
 def _eroded(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     """Return the mask without its outermost pixels, smaller by that many on each side."""
-    for _ in range(pixels):
-        mask = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    done = 0
+    while done < pixels:
+        # A rhombus and its copies as far away as it reaches, or less, are a larger one.
+        step = min(max(done, 1), pixels - done)
+        middle, ahead, behind = slice(step, -step), slice(2 * step, None), slice(None, -2 * step)
+        rows = mask[ahead, middle] & mask[behind, middle]
+        mask = mask[middle, middle] & rows & mask[middle, ahead] & mask[middle, behind]
+        done += step
     return mask
