@@ -31,9 +31,10 @@ LEAST_BYTES: Final = 256 * 2**20
 _DEFAULT_SHARE: Final = 4
 _DEFAULT_LEAST_BYTES: Final = 2**30
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-# ONNX Runtime's own allocator, C++'s, OpenCV's (StsNoMem), and a thread's stack: none of them raises MemoryError.
+# ONNX Runtime's own allocator, C++'s, OpenCV's (StsNoMem), a thread's stack, and WebP's: none raises MemoryError.
 _MESSAGES: Final = (
-    "Failed to allocate", "bad_alloc", "bad allocation", "(-4:Insufficient memory)", "can't start new thread"
+    "Failed to allocate", "bad_alloc", "bad allocation", "(-4:Insufficient memory)", "can't start new thread",
+    "encoding error 1", "encoding error 2",
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,11 @@ import PIL.Image
 import pytest
 
 from fakes.pipelines import pipeline_of
+from fakes.waiting import HANG_S
 from segserve.calls.answers import read_model_info, read_result
 from segserve_builder.errors import BadImageError
 from segserve_builder.kernels.rle import encode_bitmap
+from segserve_builder.memory import allow_allocations, is_out_of_memory
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps import overlay as overlays
 from segserve_builder.steps.encode import OVERLAYS, encode
@@ -62,8 +66,8 @@ def pipeline(**changes: Any) -> Pipeline:
     return pipeline_of(classes=CLASSES, **changes)
 
 
-def photo(**options: Any) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+def photo(*, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, **{"format": "PNG", **options})
     return buffer.getvalue()
@@ -121,6 +125,28 @@ def test_an_overlay_beyond_what_its_format_holds_says_which_one_does(monkeypatch
 
     with pytest.raises(BadImageError, match=f"at most {WIDTH - 1} pixels a side, the image {HEIGHT} x {WIDTH}: .*png"):
         overlay(EVERY["detection"], pipeline(), photo(), "webp")
+
+
+def _failures(file_format: str) -> list[str]:
+    """The errors of overlays with ever more memory, up to the first that suffices, that are not of memory."""
+    image, strange = photo(size=(2400, 1800), compress_level=0), []
+    value = Candidates(BOXES, SCORES, IDS, NoHeads(), ResizeTransform.of(1800, 2400))
+    overlay(EVERY["detection"], pipeline(), photo(), file_format)
+    for mebibytes in range(2, 200, 2):
+        allow_allocations(mebibytes * 2**20)
+        try:
+            overlay(value, pipeline(), image, file_format)
+        except Exception as error:
+            strange += [] if is_out_of_memory(error) else [repr(error)]
+        else:
+            return strange
+    raise AssertionError("no limit suffices")
+
+
+@pytest.mark.parametrize("file_format", OVERLAYS)
+def test_an_overlay_without_memory_fails_for_lack_of_memory(file_format: str) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(_failures, file_format).result(HANG_S) == []
 
 
 @pytest.mark.parametrize("name", EVERY)
