@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from segserve_builder.comparator.sheet import MOST_PAIR_BYTES, SheetPair
-from segserve_builder.copies.bodies import MALFORMED, WireBody, answer_arrays, read_answer, read_image
+from segserve_builder.copies.bodies import MALFORMED, WireBody, answer_arrays, read_answer, read_image, read_parameters
 from segserve_builder.copies.copies import CopyProtocol, WorkerFrame, answer_frames
 from segserve_builder.scoring.agreement import Agreement, Answer, agreement
 from segserve_common.kserve import Tensor
@@ -56,12 +56,14 @@ def compare_answers(pair: ExchangedPair, *, keep_below: float) -> ComparedAnswer
     try:
         stable = read_answer(pair.protocol, pair.stable)
         expected = answer_arrays(stable)
+        listed = read_parameters(pair.protocol, pair.request).get("outputs")
     except MALFORMED:
         return ComparedAnswers(None)
+    outputs = None if listed is None else [name.strip() for name in str(listed).split(",")]
     try:
         candidate = read_answer(pair.protocol, pair.candidate)
         answered = answer_arrays(candidate)
-        found = agreement(expected, answered)
+        found = agreement(expected, answered, outputs)
     except MALFORMED:
         candidate, answered, found = {}, {}, Agreement(0.0)
     if found is None:

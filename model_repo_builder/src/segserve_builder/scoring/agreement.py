@@ -18,7 +18,7 @@ Label maps and masks by class: the mean IoU of the classes that are in either an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -85,15 +85,16 @@ class Agreement:
     left_out: int = 0
 
 
-def agreement(stable: Answer, candidate: Answer) -> Agreement | None:
+def agreement(stable: Answer, candidate: Answer, outputs: Collection[str] | None = None) -> Agreement | None:
     """Return how much two answers to the same image agree; None where they cannot be compared.
 
-    They cannot if their outputs or SIZE differ, if they show nothing (other outputs were requested), if stable's
-    answer cannot be read, or if it would take too long: more than `MOST_PIXELS`, `MOST_RUN_BYTES` or
-    `MOST_REGION_PAIRS`. A candidate's answer that cannot be read, although stable's can, agrees in nothing.
+    They cannot if their outputs or SIZE differ, if they do not show the objects or classes (other outputs were
+    requested), if stable's answer cannot be read, or if it would take too long: more than `MOST_PIXELS`,
+    `MOST_RUN_BYTES` or `MOST_REGION_PAIRS`. A candidate's answer that cannot be read, although stable's can, agrees in
+    nothing. `outputs` are the ones that the request's parameter lists, if it has it: all others are then empty.
     """
-    kind = _kind(stable)
-    if kind is None or kind != _kind(candidate):
+    kind = _kind(stable, outputs)
+    if kind is None or kind != _kind(candidate, outputs):
         return None
     try:
         expected = _read(stable, kind)
@@ -145,16 +146,19 @@ class _Regions:
     left_out: int = 0
 
 
-def _kind(answer: Answer) -> Kind | None:
-    """Return what an answer shows, None if nothing."""
-    if "SIZE" not in answer:
+def _kind(answer: Answer, outputs: Collection[str] | None) -> Kind | None:
+    """Return what an answer shows, None if nothing; `outputs` as in `agreement`."""
+    shown = answer.keys() if outputs is None else answer.keys() & {"SIZE", *outputs}
+    if "SIZE" not in shown:
         return None
     if "SEGMENTS" in answer:
-        return "segments" if answer["SEGMENTS"].size else None
+        return "segments" if "SEGMENTS" in shown and {"LABELS", "MASKS"} & shown else None
     if "LABELS" in answer or "AREAS" in answer:
-        shows = any(name in answer and answer[name].size for name in ("LABELS", "MASKS"))
-        return "classes" if shows else None
-    return "objects" if {"BOXES", "MASKS"} & answer.keys() else None
+        filled = any(name in shown and answer[name].size for name in ("LABELS", "MASKS"))
+        return "classes" if filled and "CLASSES" in shown else None
+    # Masks alone may also be of a map's classes or segments, of which none is there in its usual encoding.
+    of_objects = {"BOXES", "SCORES", "CLASSES"} & answer.keys()
+    return "objects" if of_objects and {"BOXES", "MASKS"} & shown else None
 
 
 def _read(answer: Answer, kind: Kind) -> _Regions:
@@ -187,15 +191,21 @@ def _read_objects(answer: Answer, size: tuple[int, int]) -> _Regions:
         raise ProtocolError(f"columns of different lengths: { {name: len(column) for name, column in given.items()} }")
     weights = _weights(given["SCORES"].astype(np.float64).ravel()) if "SCORES" in given else np.ones(count)
     best = np.argsort(-weights, kind="stable")[:MOST_OBJECTS]
+    masks = _masks(given["MASKS"][best], len(best), size) if "MASKS" in given else None
+    left_out = count - len(best)
+    if masks is not None and not {"BOXES", "SCORES"} & given.keys():
+        # They may be of a map's classes: an empty one is of a class that is not in the image.
+        filled = np.asarray(coco.area(masks)) > 0
+        best, masks = best[filled], [mask for mask, shown in zip(masks, filled, strict=True) if shown]
     classes = given["CLASSES"].astype(np.int64).ravel() if "CLASSES" in given else np.zeros(count, np.int64)
     return _Regions(
         size,
         classes[best],
         weights[best],
-        _masks(given["MASKS"][best], len(best), size) if "MASKS" in given else None,
+        masks,
         given["BOXES"].astype(np.float64).reshape(count, 4)[best] if "BOXES" in given else None,
         given["KEYPOINTS"].astype(np.float64)[best] if "KEYPOINTS" in given else None,
-        left_out=count - len(best),
+        left_out=left_out,
     )
 
 

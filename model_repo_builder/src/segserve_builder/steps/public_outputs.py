@@ -74,14 +74,15 @@ def has_masks(task: Task) -> bool:
 
 
 def empty(tensor: TensorSpec) -> NDArray[Any]:
-    """Return the array of an output that holds nothing.
+    """Return the array of an output that holds nothing: zeros or empty bytes.
 
     Its dtype is the tensor's, its free dimensions are 0.
     """
     import numpy as np
 
     dtypes = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
-    return np.empty([size or 0 for size in tensor.shape], dtypes[tensor.dtype])
+    nothing = b"" if tensor.dtype == "BYTES" else 0
+    return np.full([size or 0 for size in tensor.shape], nothing, dtypes[tensor.dtype])
 
 
 def public_inputs(image: Input) -> tuple[TensorSpec, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from fakes.compared_groups import COMPARISON, World, comparing, copy_of
+from fakes.pipelines import pipeline_of
 from raw_inference import Protocol
 from segserve_builder.comparator import kept, service, sheet
 from segserve_builder.comparator.comparing import AnswerComparer, AnswerComparison
@@ -20,7 +22,24 @@ from segserve_builder.comparator.sheet import Sheet
 from segserve_builder.comparator.worker import ExchangedPair, compare_answers, confidence_shift
 from segserve_builder.copies.bodies import WireBody, read_answer, read_image
 from segserve_builder.copies.http_server import serving
-from segserve_common.kserve import BYTES, HEADER_LENGTH, Tensor
+from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.kernels.rle import encode_bitmap
+from segserve_builder.spec.model_spec import Output
+from segserve_builder.steps.postprocess import Postprocess, request_from_parameters
+from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS, Task
+from segserve_builder.values import (
+    Candidates,
+    ClassMasks,
+    Instances,
+    KeypointDetections,
+    LabelMap,
+    Logits,
+    NoHeads,
+    Panoptic,
+    ResizeTransform,
+    Segment,
+)
+from segserve_common.kserve import BYTES, HEADER_LENGTH, InferRequest, Tensor, encode_http
 
 
 def boxes(*rows: list[float]) -> dict[str, Tensor]:
@@ -84,6 +103,139 @@ def test_a_kept_pair_shows_the_image_and_both_answers(protocol: Protocol) -> Non
     assert held.image.tensor().to_items() == (b"an encoded image",)
     assert {each.name: each.tensor() for each in held.stable} == WHOLE
     assert {each.name: each.tensor() for each in held.candidate} == HALF
+
+
+SIDE = 24
+TRANSFORM = ResizeTransform.of(SIDE, SIDE)
+Scene = Literal["right", "other", "nothing"]
+
+
+def square(scene: Scene) -> np.ndarray:
+    """Return one square of pixels, in a corner that the scene chooses, or none."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    corner = {"right": slice(2, 10), "other": slice(12, 20), "nothing": slice(0)}[scene]
+    mask[corner, corner] = 1
+    return mask
+
+
+def value_of(task: str, scene: Scene) -> Any:
+    """Return an answer as a value: one object or region, in another place and of another class in another scene."""
+    mask, number, count = square(scene), 1 if scene == "right" else 2, int(scene != "nothing")
+    low = 2 if scene == "right" else 12
+    found = (
+        np.array([[low, low, low + 8, low + 8]], np.float32)[:count],
+        np.array([0.9 if scene == "right" else 0.4], np.float32)[:count],
+        np.array([number], np.int32)[:count],
+    )
+    match task:
+        case "semantic":
+            labels = {"right": mask, "other": 2 - mask, "nothing": mask * 0}[scene]
+            return LabelMap(labels, Logits(np.zeros((3, SIDE, SIDE), np.float32), TRANSFORM))
+        case "multi-label":
+            masks = [mask * 0] * 3
+            masks[number] = mask
+            areas = np.array([each.sum() for each in masks], np.int64)
+            runs = tuple(map(encode_bitmap, masks))
+            return ClassMasks(runs, areas, (areas > 0).astype(np.float32), SIDE, SIDE)
+        case "instance":
+            return Instances(*found, (encode_bitmap(mask),)[:count], SIDE, SIDE)
+        case "detection":
+            return Candidates(*found, NoHeads(), TRANSFORM)
+        case "keypoints":
+            return KeypointDetections(*found, np.full((count, 2, 3), low, np.float32), SIDE, SIDE)
+        case _:
+            return Panoptic(mask.astype(np.uint16), (Segment(1, number, is_thing=True, score=0.9),)[:count])
+
+
+FAMILY_OF = {
+    "semantic": "semantic-logits",
+    "multi-label": "semantic-logits",
+    "instance": "yolo-seg",
+    "detection": "yolo-detect",
+    "keypoints": "yolo-pose",
+    "panoptic": "detr-panoptic",
+}
+
+
+def named_outputs(task: str) -> Iterator[frozenset[str]]:
+    """Yield every subset of the outputs of a task, and with OVERLAY, which no answer is compared by."""
+    kind: Task = "semantic" if task == "multi-label" else task  # type: ignore[assignment]
+    names = [tensor.name for tensor in PUBLIC_OUTPUTS[kind] if tensor.name != "REVISION"]
+    for length in range(1, len(names) + 1):
+        for chosen in itertools.combinations(names, length):
+            yield frozenset(chosen)
+    yield frozenset({"OVERLAY"})
+    yield frozenset({"SIZE", "OVERLAY"})
+
+
+def exchanged(
+    post: Postprocess, task: str, named: frozenset[str], by: str, encoding: str, scenes: tuple[Scene, Scene]
+) -> ExchangedPair:
+    """Return a request that names outputs, as KServe or by the parameter, and what the last step answers to both."""
+    outputs = ",".join(sorted(named))
+    parameters = {"outputs": outputs} if by == "parameter" else {}
+    parameters |= {"encoding": encoding} if encoding else {}
+    every = frozenset(post._empty) - {"REVISION"}
+    # Triton leaves out what a request does not name; the step leaves empty what the parameter does not name.
+    wanted = named if by == "KServe" else every
+    options = request_from_parameters(parameters, Output())
+    answers = []
+    for scene in scenes:
+        arrays = post.encoded(value_of(task, scene), options, wanted)
+        arrays |= {"OVERLAY": np.empty(0, np.object_)} if "OVERLAY" in wanted else {}
+        tensors = [
+            Tensor.of_array(name, array)
+            if array.dtype != np.object_
+            else Tensor(name, BYTES, array.shape, Tensor.of_items(name, array.ravel().tolist()).raw)
+            for name, array in arrays.items()
+        ]
+        answers.append(wire("http", {each.name: each for each in tensors}))
+    image = Tensor.of_items("IMAGE", [b"an encoded image"])
+    asked = tuple(sorted(named)) if by == "KServe" else ()
+    headers, body = encode_http(InferRequest("coins", (image,), asked, parameters))
+    return ExchangedPair("http", 12.5, WireBody(body, headers[HEADER_LENGTH]), *answers)
+
+
+def shows(task: str, named: frozenset[str], by: str, *, as_masks: bool) -> bool:
+    """Whether outputs show what is in an image: where, and of a map also which class or segment is there."""
+    if by == "KServe" and "SIZE" not in named:
+        return False
+    if task in ("instance", "detection", "keypoints"):
+        # Nothing says of masks alone that they are of objects.
+        return "BOXES" in named or ("MASKS" in named and (by == "parameter" or bool(named & {"SCORES", "CLASSES"})))
+    return {"panoptic": "SEGMENTS"}.get(task, "CLASSES") in named and ("MASKS" if as_masks else "LABELS") in named
+
+
+@pytest.mark.parametrize("by", ["KServe", "parameter"])
+@pytest.mark.parametrize("encoding", ["", "rle", "polygons", "raw"])
+@pytest.mark.parametrize("task", FAMILY_OF)
+def test_whatever_outputs_a_caller_names_answers_agree_by_what_they_show(task: str, encoding: str, by: str) -> None:
+    has_masks = task not in ("detection", "keypoints")
+    if encoding and not has_masks:
+        return
+    stages = [{"multiLabel": {}}] if task == "multi-label" else []
+    image = TensorSpec("image", "UINT8", (None, 1, None, None))
+    post = Postprocess(pipeline_of(FAMILY_OF[task], 3, postprocess=stages), NetworkIO(image, "NCHW", ()))
+    as_masks = task == "multi-label" or encoding in ("rle", "polygons")
+
+    def agreed(named: frozenset[str], *scenes: Scene) -> float | None:
+        first, second = scenes
+        pair = exchanged(post, task, named, by, encoding, (first, second))
+        return compare_answers(pair, keep_below=0.0).agreement
+
+    for named in named_outputs(task):
+        pairs = itertools.product(("right", "other", "nothing"), repeat=2)
+        found = {scenes: agreed(named, *scenes) for scenes in pairs}
+        compared = shows(task, named, by, as_masks=as_masks)
+        for scenes, value in found.items():
+            if scenes[0] != scenes[1]:
+                assert value is None or value < (0.9 if compared else 1), (named, scenes)
+            elif compared:
+                assert value == pytest.approx(1), (named, scenes)
+            elif value is not None:
+                # A table without a segment shows that there is none.
+                assert (task, scenes[0], value) == ("panoptic", "nothing", 1), (named, scenes)
+        assert (found["right", "other"] is not None) == compared, named
 
 
 SIZE = Tensor.of_array("SIZE", np.array([100, 100], "<i4"))
