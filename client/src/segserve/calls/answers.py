@@ -90,7 +90,7 @@ def read_model_info(
     """Return a model's info from its configuration: the names of its outputs and the builder's parameters.
 
     The parameter `revision` is the revision's name; `classes` is a JSON list of objects with id, name and optionally
-    colour (#rrggbb). Raises `ProtocolError` for other content.
+    colour (#rrggbb); `maxDetections` is a number. Raises `ProtocolError` for other content.
     """
     try:
         classes = tuple(
@@ -100,9 +100,10 @@ def read_model_info(
         low, high = json.loads(parameters.get("window", "[0, 65535]"))
         if pixels is not None and "window" in parameters:
             pixels = replace(pixels, window=(int(low), int(high)))
+        limit = int(parameters["maxDetections"]) if "maxDetections" in parameters else None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"parameter 'classes' or 'window' of model {model!r} is malformed: {error!r}") from error
-    return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes, pixels)
+        raise ProtocolError(f"a parameter of model {model!r} is malformed: {error!r}") from error
+    return ModelInfo(model, frozenset(outputs), parameters.get("revision"), classes, pixels, limit)
 
 
 def read_pixel_format(datatype: object, dims: Iterable[object]) -> PixelFormat | None:

@@ -53,9 +53,9 @@ class PixelFormat:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model served under a name: its outputs, revision, classes and pixel format.
+    """The model served under a name: its outputs, revision, classes, pixel format and limit of objects in an answer.
 
-    A model that segserve did not build has no revision and no classes.
+    A model that segserve did not build has no revision, no classes and no limit.
     """
 
     model: str
@@ -63,6 +63,7 @@ class ModelInfo:
     revision: str | None = None
     classes: tuple[SegmentClass, ...] = ()
     pixels: PixelFormat | None = None
+    max_detections: int | None = None
 
     def class_of(self, class_id: int) -> SegmentClass:
         """Return the class with this id; a class the model does not name gets its id as name."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -83,6 +83,8 @@ class ImageOutcome:
     document: dict[str, Any] | None = None
     error: SegserveError | None = None
     notes: Sequence[str] = ()
+    count: int = 0
+    """Objects in the result of an image that was not cut into tiles."""
 
 
 @with_platform_options
@@ -170,13 +172,18 @@ def predict(
         advice = _batch_options(platform_options, url, score_threshold)
         info = partial(client.model_info, name)
         targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
-        failed = []
+        failed, counts = [], list[int]()
         for outcome in _shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json):
             if outcome.error is not None:
                 failed.append(outcome)
+            counts.append(outcome.count)
             if outcome.document is not None:
                 with _writing(coco):
                     data_set.add(outcome.document)
+        limit = (max_detections or info().max_detections) if any(counts) else None
+        if limit is not None and (reached := sum(count >= limit for count in counts)):
+            field = "maxDetections of output or a stage" if max_detections is None else "--max-detections"
+            typer.echo(f"note: {reached} of {len(files)} results have {limit} objects, the limit ({field})", err=True)
         if as_json:
             for chunk in data_set.chunks():
                 typer.echo(chunk, nl=False)
@@ -221,12 +228,15 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         is_decoded = content is not None and not isinstance(content.image, bytes)
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
+    from segserve.results.objects import Objects
+
+    count = len(result) if isinstance(result, Objects) and not notes else 0
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
     notes = [
         *(f"{image} {each}" for each in notes),
         *content.notes(image, image.path, targets.info, in_tiles=bool(notes)),
     ]
-    return ImageOutcome(image, result, document, notes=notes)
+    return ImageOutcome(image, result, document, notes=notes, count=count)
 
 
 def _answer(
@@ -313,7 +323,7 @@ def _shown(
                 else:
                     screen.result(_line(image, result))
             screen.advance()
-            yield ImageOutcome(image, document=outcome.document, error=outcome.error)
+            yield replace(outcome, result=None)
 
 
 @dataclass(frozen=True)

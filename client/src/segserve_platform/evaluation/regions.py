@@ -275,23 +275,31 @@ def detections_beyond_coco(labels: Iterable[Regions], found: Iterable[Regions]) 
 
 
 def limits_of(
-    labels: Sequence[tuple[Regions, Regions]], answers: Sequence[SampleResult | None], max_detections: int | None
+    labels: Sequence[tuple[Regions, Regions]],
+    answers: Sequence[SampleResult | None],
+    max_detections: int | None,
+    of_model: int | None = None,
 ) -> list[str]:
-    """Return which limits of COCO's protocol, of the request and perhaps of the model cut answers of objects."""
+    """Return which limits of COCO's protocol, of the request or else `of_model`, and of its network cut answers."""
     if labels[0][0].boxes is None:
         return []
     found = [[] if answer is None else answer.document["annotations"] for answer in answers]
-    cut = sum(max(Counter(each["category_id"] for each in own).values(), default=0) > MOST_OBJECTS for own in found)
-    most, limit = most_of_a_class(own for own, _ in labels), max_detections or max(map(len, found))
-    full = [len(own.classes) > limit for (own, _), each in zip(labels, found, strict=True) if len(each) >= limit]
+    counts = [Counter(each["category_id"] for each in own) for own in found]
+    beyond = [over for own in counts if (over := sum(max(count - MOST_OBJECTS, 0) for count in own.values()))]
+    most, limit = most_of_a_class(own for own, _ in labels), max_detections or of_model
+    reached = sum(len(own) >= limit for own in found) if limit else 0
+    highest = max(map(len, found))
+    full = [len(own.classes) > highest for (own, _), each in zip(labels, found, strict=True) if len(each) == highest]
     # Few objects, or one answer of such a number, are chance, unless it is a usual limit.
-    is_likely = any(full) and (limit % 50 == 0 or (sum(full) > 1 and limit >= 10))
+    is_likely = any(full) and (highest % 50 == 0 or (sum(full) > 1 and highest >= 10))
+    name = "--max-detections" if max_detections else "the model's limit (maxDetections of output or a stage)"
     notes = {
         f"an image has {most} labelled objects of a class: AP counts all detections, AR100 the 100 best": most > 100,
-        f"AP and AR count the 100 best objects of a class, as COCO's do; answers with more: {cut}": cut and most <= 100,
-        f"answers that --max-detections {limit} perhaps cut: {len(full)}": max_detections and full,
-        f"images with more labelled objects than the {limit} of their answer, the most of any: {sum(full)}; perhaps a "
-        "limit of the model cut them (output.maxDetections, or its network's)": not max_detections and is_likely,
+        "AP and AR count the 100 best objects of a class, as COCO's do; "
+        f"answers with more: {len(beyond)}, by {sum(beyond)} objects": beyond and most <= 100,
+        f"answers that reached {name}, {limit} objects, and were perhaps cut: {reached}": reached,
+        f"images with more labelled objects than the {highest} of their answer, the most of any: {sum(full)}; perhaps "
+        "a limit of the model cut them (output.maxDetections, or its network's)": not reached and is_likely,
     }
     return [text for text, holds in notes.items() if holds]
 

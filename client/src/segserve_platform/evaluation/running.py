@@ -241,6 +241,7 @@ def evaluate(
         kept = None if out is None else AnswerFile(Path(out) / ANSWERS, model, options)
         answers = _ask(asked, info, dataset, kept, options, in_flight, progress)
     results = [each if isinstance(each, SampleResult) else None for each in answers]
+    limits = limits_of(labels, results, max_detections, info.max_detections)
     for answer, image in zip(results, dataset.images, strict=True):
         if answer is not None:
             answer.document["annotations"] = without_gaps(answer.document["annotations"], image)
@@ -278,7 +279,7 @@ def evaluate(
         ),
         crowds=sum(len(own.classes) for _, own in labels),
         repeated=repeated_labels(dataset) if measure in ("masks", "boxes") else 0,
-        notes=(*dataset.notes, *limits_of(labels, results, max_detections)),
+        notes=(*dataset.notes, *limits),
         options={
             "classes": [one.name for one in matched.values()],
             "scoreThreshold": score_threshold,

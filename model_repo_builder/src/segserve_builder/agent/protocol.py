@@ -154,7 +154,8 @@ class ScoreReport(FrozenModel):
 
     `qualities` has the values of the first images in the set's own order, and `classes` the values of the classes in
     its labels, both packed; `slices` are the names of those images' slices, and `sliced` which image is of which.
-    `iou`, `boundary_iou`, `recall`, `ap` and `ece` are means over all. A CamelCase `reason` says why the latest replay
+    `at_limit` is the number of answers that reached the limit of objects. `iou`, `boundary_iou`, `recall`, `ap`
+    and `ece` are means over all. A CamelCase `reason` says why the latest replay
     has no scores; the scores of an earlier replay stay.
     """
 
@@ -166,6 +167,7 @@ class ScoreReport(FrozenModel):
     classes_left_out: int = 0
     slices: tuple[str, ...] = ()
     sliced: str = ""
+    at_limit: int = 0
     iou: float | None = None
     boundary_iou: float | None = None
     recall: float | None = None

@@ -119,6 +119,7 @@ def report_of(golden_sha256: str, scores: GoldenScores) -> ScoreReport:
         classes_left_out=max(len(classes) - MAX_CLASSES, 0),
         slices=slices,
         sliced=sliced,
+        at_limit=scores.at_limit,
         iou=known.get("iou"),
         boundary_iou=known.get("boundaryIou"),
         recall=known.get("recall"),

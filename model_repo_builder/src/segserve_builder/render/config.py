@@ -210,6 +210,8 @@ def _public_ensemble(
         config.parameters["window"].string_value = canonical_json(list(window))
     inputs = public_inputs(pipeline.input)
     outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
+    if any(tensor.name == "SCORES" for tensor in outputs):
+        config.parameters["maxDetections"].string_value = str(pipeline.max_detections)
     _add_inputs(config, inputs, optional=True)
     _add_outputs(config, outputs)
     return config, inputs, outputs

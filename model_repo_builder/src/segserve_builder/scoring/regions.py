@@ -17,7 +17,7 @@ from segserve_builder.errors import GoldenError
 from segserve_builder.golden import judging as golden
 from segserve_builder.scoring.quality import Regions
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.steps.postprocess import check_postprocess
+from segserve_builder.steps.postprocess import SCORED, check_postprocess
 from segserve_builder.steps.public_outputs import Task, has_masks
 
 _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})
@@ -35,11 +35,12 @@ class GoldenImage:
 
 @dataclass(frozen=True, slots=True)
 class GoldenImages:
-    """A golden set, in an order independent of the content, and the parameters of its requests."""
+    """A golden set in an order independent of the content, its requests' parameters, and the limit of objects."""
 
     task: Task
     images: tuple[GoldenImage, ...]
     parameters: Mapping[str, Any]
+    limit: int | None = None
 
 
 def read_golden_images(folder: Path, sha256: str, pipeline: Pipeline) -> GoldenImages:
@@ -53,7 +54,8 @@ def read_golden_images(folder: Path, sha256: str, pipeline: Pipeline) -> GoldenI
     # Evidence is gathered image by image: a sorted set, such as easy images first, would mislead it.
     images.sort(key=lambda image: hashlib.sha256(f"{sha256}/{image.case.image}".encode()).digest())
     as_rle = has_masks(task) and "encoding" in pipeline.output.overrides
-    return GoldenImages(task, tuple(images), {"encoding": "rle"} if as_rle else {})
+    limit = pipeline.max_detections if task in SCORED else None
+    return GoldenImages(task, tuple(images), {"encoding": "rle"} if as_rle else {}, limit)
 
 
 def _image(folder: Path, case: golden.Case, task: Task, known: frozenset[int]) -> GoldenImage:

@@ -27,13 +27,15 @@ class GoldenScores:
 
     `images` [image] is NaN where the revision gave no readable answer; such an image counts as answered without regions
     in `quality`. `labelled` is False if an image has no labels, so that its expected answer stands in for them.
-    `slices` [image] says where it comes from, "" if the set does not.
+    `slices` [image] says where it comes from, "" if the set does not. `at_limit` is the number of answers that
+    reached the model's limit of objects.
     """
 
     quality: Quality
     images: tuple[float, ...]
     labelled: bool
     slices: tuple[str, ...] = ()
+    at_limit: int = 0
 
     @property
     def lacks_answers(self) -> bool:
@@ -62,6 +64,7 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) 
         [image.labels for image in images.images],
         shown,
         [range(len(shown))],
+        most=None,
         outlines=True,
     )
     return GoldenScores(
@@ -69,4 +72,5 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) 
         images=tuple(value if index in answers else np.nan for index, value in enumerate(quality.images)),
         labelled=all(image.labelled for image in images.images),
         slices=tuple(image.case.slice or "" for image in images.images),
+        at_limit=sum(len(answer.classes) >= images.limit for answer in answers.values()) if images.limit else 0,
     )

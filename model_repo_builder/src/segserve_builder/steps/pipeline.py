@@ -201,6 +201,13 @@ class Pipeline(FrozenModel):
         return any(stage.needs_guide for _, stage in named_postprocess(self))
 
     @property
+    def max_detections(self) -> int:
+        """Largest number of objects in an answer, of a task that has them, unless a request sets it."""
+        own = self.output.max_detections
+        limits: list[int] = [getattr(stage, "max_detections", own) for _, stage in named_postprocess(self)]
+        return min(own, *limits)
+
+    @property
     def flags_images(self) -> bool:
         """Whether answers say how unlike the model's usual images theirs is."""
         return self.out_of_distribution is not None and self.out_of_distribution.on_flag == "Flag"

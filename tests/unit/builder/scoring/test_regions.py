@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,18 @@ def test_labels_of_boxes_may_be_masks() -> None:
 
     assert boxes is not None
     assert boxes.tolist() == [BOX]
+
+
+@pytest.mark.parametrize(("found", "at_limit"), [(149, 0), (150, 1)])
+def test_all_objects_of_an_answer_count_and_answers_that_reach_the_limit_are_counted(
+    tmp_path: Path, found: int, at_limit: int
+) -> None:
+    file = tmp_path / "coin.png"
+    file.write_bytes(b"an image")
+    image = replace(image_of("detection", ANSWERS["detection"]), path=file)
+    boxes = np.array([[20.0, 20.0, 24.0, 24.0]] * (found - 1) + [BOX], np.float32)
+    answer = answered(CLASSES=[1] * found, SCORES=np.linspace(0.9, 0.5, found), BOXES=boxes)
+
+    scores = replay(GoldenImages("detection", (image,), {}, 150), lambda *_: answer, print)
+
+    assert (scores.quality.means["recall"], scores.at_limit) == (1.0, at_limit)

@@ -599,6 +599,11 @@ def test_a_changed_pipeline_is_recorded_anew_and_the_file_keeps_its_comments(
     (case,) = load(folder / "golden").cases
     assert 0 < len(case.expected.classes) < 24
 
+    file.write_text(file.read_text().replace("spec:\n", "spec:\n  output: {maxDetections: 2}\n", 1))
+    limited = command("golden", "record", photos, "-f", file)[1]
+    said = "(2 is the limit, maxDetections of output or a stage)"
+    assert [said in text for text in (printed, limited)] == [False, True]
+
 
 @pytest.mark.usefixtures("small_trial_runs")
 def test_an_operator_that_onnx_runtime_lacks_for_a_type_is_refused_with_what_to_do(tmp_path: Path) -> None:

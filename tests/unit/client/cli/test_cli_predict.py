@@ -97,6 +97,23 @@ def test_overlays_and_masks_of_folders_keep_their_form(
         np.testing.assert_array_equal(np.asarray(mask) > 0, coin_masks()[1])
 
 
+@pytest.mark.parametrize(("limit", "option"), [(2, False), (3, False), (300, True), (None, True), (None, False)])
+def test_results_that_reach_the_limit_of_objects_are_counted(
+    command: Command, gateway: Gateway, url: str, photos: Path, limit: int | None, option: bool
+) -> None:
+    discs = gateway.models["discs"]
+    own = {} if limit is None else {"maxDetections": str(limit)}
+    gateway.models["discs"] = type(discs)(discs.outputs, {**discs.parameters, **own}, discs.answer)
+
+    for form in ([], ["--json"]):
+        asked = ["--max-detections", 2] if option else []
+        code, _, complaint = command("predict", "discs", photos, *asked, *form, "--url", url)
+
+        named = "--max-detections" if option else "maxDetections of output or a stage"
+        note = f"note: 2 of 2 results have 2 objects, the limit ({named})"
+        assert (code, note in complaint) == (0, option or limit == 2)
+
+
 def test_a_semantic_mask_is_a_label_map(command: Command, url: str, photos: Path, tmp_path: Path) -> None:
     command("predict", "coins", photos / "a.png", "--masks", tmp_path / "masks", "--url", url)
 

@@ -226,7 +226,9 @@ def grid(count: int, columns: int = 20) -> list[list[float]]:
     return [[4.0 * (number % columns), 4.0 * (number // columns), 3.0, 3.0] for number in range(count)]
 
 
-def evaluated_grid(served: Served, folder: Path, labelled: int, answered: int, **options: Any) -> EvaluationReport:
+def evaluated_grid(
+    served: Served, folder: Path, labelled: int, answered: int, of_model: int | None = None, **options: Any
+) -> EvaluationReport:
     """Evaluate one image of a grid of labelled boxes; the answer has as many, the first of them right."""
     numbers = np.array(grid(answered))
     found = {
@@ -237,7 +239,8 @@ def evaluated_grid(served: Served, folder: Path, labelled: int, answered: int, *
         "CLASSES": np.ones(answered, np.int32),
     }
     model = served.gateway.models["boxes"]
-    served.gateway.models["boxes"] = type(model)(model.outputs, model.parameters, lambda asked: found)
+    limit = {} if of_model is None else {"maxDetections": str(of_model)}
+    served.gateway.models["boxes"] = type(model)(model.outputs, {**model.parameters, **limit}, lambda asked: found)
     document = {
         "images": [{"id": 0, "file_name": "0.png", "height": HEIGHT, "width": WIDTH}],
         "categories": [{"id": 1, "name": "coin"}],
@@ -255,7 +258,7 @@ def evaluated_grid(served: Served, folder: Path, labelled: int, answered: int, *
         (100, 100, 1.0, None),
         (101, 101, 1.0, "an image has 101 labelled objects of a class: AP counts all detections"),
         (240, 240, 1.0, "an image has 240 labelled objects of a class: AP counts all detections"),
-        (50, 120, 1.0, "answers with more: 1"),
+        (50, 120, 1.0, "answers with more: 1, by 20 objects"),
         (240, 150, 0.63, "images with more labelled objects than the 150 of their answer, the most of any: 1"),
         (12, 10, 0.84, None),
     ],
@@ -270,11 +273,18 @@ def test_no_limit_of_objects_cuts_silently(
     assert report.remark is None if says is None else says in (report.remark or "")
 
 
-def test_answers_that_max_detections_perhaps_cut_are_counted(served: Served, folder: Path) -> None:
-    says = "answers that --max-detections 20 perhaps cut: 1"
+@pytest.mark.parametrize("labelled", [3, 30])
+def test_answers_that_reach_the_limit_of_objects_are_counted_however_many_are_labelled(
+    served: Served, folder: Path, labelled: int
+) -> None:
+    def said(answered: int, **options: Any) -> str:
+        report = evaluated_grid(served, folder, labelled, answered, **options)
+        assert "; ".join(report.to_dict()["notes"]) == (report.remark or "")
+        return report.remark or ""
 
-    assert says in (evaluated_grid(served, folder, 30, 20, max_detections=20).remark or "")
-    assert evaluated_grid(served, folder, 20, 19, max_detections=20).remark is None
+    assert "reached --max-detections, 20 objects, and were perhaps cut: 1" in said(20, max_detections=20, of_model=300)
+    assert "reached the model's limit (maxDetections of output or a stage), 20 objects" in said(20, of_model=20)
+    assert [said(19, max_detections=20), said(20, max_detections=40, of_model=20), said(19, of_model=20)] == [""] * 3
 
 
 def test_answers_of_one_number_of_objects_are_perhaps_cut_if_more_are_labelled() -> None:

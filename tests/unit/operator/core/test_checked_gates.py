@@ -227,6 +227,9 @@ def test_a_verdict_says_what_is_beyond_the_limits_of_reports() -> None:
     assert "3 further classes count in the means and are not judged each" in message
     assert "44 further images count in the means alone" in message
     assert "further" not in golden(scores(0.9, 0.9)).message
+    reached = "2 answers reached the limit (maxDetections of output or a stage)"
+    assert reached in golden(scores(0.9, 0.9, at_limit=2)).message
+    assert "limit" not in golden(scores(0.9, 0.9)).message
 
 
 # Servers

@@ -163,10 +163,11 @@ def test_the_mean_over_servers_is_compared_image_by_image() -> None:
 
 
 def test_a_verdict_counts_images_and_classes_that_no_report_has_one_by_one() -> None:
-    own = GOOD.model_copy(update={"images": 300, "classes_left_out": 7})
+    own = GOOD.model_copy(update={"images": 300, "classes_left_out": 7, "at_limit": 3})
 
     assert "7 further classes" in verdict(seen(groups=pair(own=own))).message
     assert "260 further images" in verdict(seen(groups=pair(own=own))).message
+    assert "3 answers reached the limit" in verdict(seen(groups=pair(own=own))).message
 
 
 def test_a_candidate_that_is_worse_on_one_sites_images_is_stopped_whichever_images_stable_did_not_answer() -> None:

@@ -55,7 +55,8 @@ class Scores:
     metric: `iou`, with masks `boundaryIou`, `recall` and, for objects with scores, `ap` and `ece`. If stable answered
     nothing, its scores are NaN and `paired` is empty. `labelled` is False if an image has no labels, so that its
     expected answer stands in for them: the scores then measure agreement with it. `images_left_out` and
-    `classes_left_out` are the numbers of those beyond what a server reports one by one.
+    `classes_left_out` are the numbers of those beyond what a server reports one by one, `at_limit` the number of the
+    candidate's answers that reached the limit of objects.
     """
 
     paired: tuple[Pair, ...] = ()
@@ -65,6 +66,7 @@ class Scores:
     slices: tuple[str, ...] = ()
     images_left_out: int = 0
     classes_left_out: int = 0
+    at_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,8 @@ def _about(scores: Scores, message: str) -> str:
         message = f"{message}; {scores.classes_left_out} further classes count in the means and are not judged each"
     if scores.images_left_out:
         message = f"{message}; {scores.images_left_out} further images count in the means alone"
+    if scores.at_limit:
+        message = f"{message}; {scores.at_limit} answers reached the limit (maxDetections of output or a stage)"
     return message if scores.labelled else f"{message}; measured against expected answers, not labels"
 
 

@@ -175,6 +175,7 @@ def _scores(candidate: Sequence[ScoreReport], stable: Sequence[ScoreReport], nam
         slices=tuple(name for name, is_paired in zip(slices, compared, strict=False) if is_paired),
         images_left_out=candidate[0].images - len(images),
         classes_left_out=candidate[0].classes_left_out,
+        at_limit=max(report.at_limit for report in candidate),
     )
 
 
