@@ -1,7 +1,7 @@
 """Names and digests: canonical JSON, step names, revision names.
 
 Steps inside Triton need these, and of `segserve_common`, which has its own `canonical_json`, import only the reader of
-image files.
+image files, and what draws overlays.
 """
 
 from __future__ import annotations

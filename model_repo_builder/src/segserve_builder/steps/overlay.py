@@ -17,9 +17,8 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.encode import encode, label_areas
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.values import ClassMasks, Encoded, Instances, LabelMap, Panoptic
-from segserve_common.drawing import overlays as draw
 from segserve_common.drawing.canvas import Patch
-from segserve_common.drawing.overlays import Drawing, DrawnShape, Style
+from segserve_common.drawing.overlays import Drawing, DrawnShape, Style, draw_labels, draw_objects, draw_segments
 from segserve_common.drawing.palette import colour_of, palette
 
 # Photographs gain little by slower levels.
@@ -38,26 +37,30 @@ def overlay(value: Any, pipeline: Pipeline, image: bytes, file_format: str) -> b
     if file_format == "webp" and max(pixels.shape) > MOST_WEBP_PIXELS:
         size = "{} x {}".format(*pixels.shape)
         raise BadImageError(f"a WebP has at most {MOST_WEBP_PIXELS} pixels a side, the image {size}: request png")
-    buffer = BytesIO()
-    _drawn(value, pipeline, pixels).save(buffer, file_format, **_OPTIONS[file_format])
-    return buffer.getvalue()
-
-
-def _drawn(value: Any, pipeline: Pipeline, pixels: NDArray[Any]) -> Image.Image:
     names = {item.id: item.name for item in pipeline.classes}
     colours = {item.id: colour_of(item.colour) or palette(item.id) for item in pipeline.classes}
     drawing = partial(Drawing, Image.fromarray(pixels), colours=colours)
     if isinstance(value, Panoptic):
-        return draw.draw_segments(drawing(list(_segments(value, names))), Style(legend=True))
-    if not isinstance(value, LabelMap | ClassMasks):
-        return draw.draw_objects(drawing(list(_objects(value, pipeline, names))), Style())
-    if isinstance(value, LabelMap):
-        areas = label_areas(value.labels, len(names))
-        patches = [partial(_of_label, value.labels, each) for each in names]
+        found = []
+        for one in value.segments:
+            x1, y1, x2, y2 = box = _of_label(value.ids, one.id).box
+            patch = partial(_of_label, value.ids[y1:y2, x1:x2], one.id, x1, y1)
+            name = names[one.class_id]
+            found.append(DrawnShape(one.class_id, name, one.score, box, patch, is_thing=one.is_thing))
+        drawn = draw_segments(drawing(found), Style(legend=True))
+    elif isinstance(value, LabelMap | ClassMasks):
+        if isinstance(value, LabelMap):
+            areas = label_areas(value.labels, len(names))
+            patches = [partial(_of_label, value.labels, each) for each in names]
+        else:
+            areas, patches = value.areas, [partial(_of_runs, counts, pixels.shape[:2]) for counts in value.masks]
+        maps = [DrawnShape(*item, None, _NO_BOX, patch) for item, patch in zip(names.items(), patches, strict=True)]
+        drawn = draw_labels(drawing(maps), dict(enumerate(areas.tolist())), Style(legend=True))
     else:
-        areas, patches = value.areas, [partial(_of_runs, counts, pixels.shape[:2]) for counts in value.masks]
-    maps = [DrawnShape(*item, None, _NO_BOX, patch) for item, patch in zip(names.items(), patches, strict=True)]
-    return draw.draw_labels(drawing(maps), dict(enumerate(areas.tolist())), Style(legend=True))
+        drawn = draw_objects(drawing(list(_objects(value, pipeline, names))), Style())
+    buffer = BytesIO()
+    drawn.save(buffer, file_format, **_OPTIONS[file_format])
+    return buffer.getvalue()
 
 
 def _objects(value: Any, pipeline: Pipeline, names: dict[int, str]) -> Iterator[DrawnShape]:
@@ -69,13 +72,6 @@ def _objects(value: Any, pipeline: Pipeline, names: dict[int, str]) -> Iterator[
             partial(_of_runs, value.masks[index], (value.height, value.width)) if isinstance(value, Instances) else None
         )
         yield DrawnShape(class_id, name, score, box, patch, points[0][index] if points else None)
-
-
-def _segments(value: Panoptic, names: dict[int, str]) -> Iterator[DrawnShape]:
-    for one in value.segments:
-        x1, y1, x2, y2 = box = _of_label(value.ids, one.id).box
-        patch = partial(_of_label, value.ids[y1:y2, x1:x2], one.id, x1, y1)
-        yield DrawnShape(one.class_id, names[one.class_id], one.score, box, patch, is_thing=one.is_thing)
 
 
 def _of_label(labels: NDArray[Any], label: int, x: int = 0, y: int = 0) -> Patch:

@@ -62,7 +62,10 @@ class Style:
 def draw_objects(drawing: Drawing, style: Style, colour_by: ColourBy = "instance") -> Image.Image:
     """Return the image with objects drawn on it, the best score on top: masks, or else boxes, and keypoints."""
     canvas = Canvas(drawing.image)
-    drawn = _coloured(drawing, colour_by)
+    drawn = [
+        (one, palette(index) if colour_by == "instance" else drawing.colours[one.class_id])
+        for index, one in enumerate(drawing.found)
+    ]
     for one, colour in reversed(drawn):
         _paint(canvas, one, colour, style)
     writer = Writer(canvas.finished())
@@ -71,7 +74,12 @@ def draw_objects(drawing: Drawing, style: Style, colour_by: ColourBy = "instance
             writer.box(one.box, colour)
         if one.points is not None:
             writer.points(one.points[:, :2].tolist(), colour)
-    return _labelled(drawing, writer.image, drawn, style)
+    if style.legend and drawn:
+        counts = Counter((one.class_id, one.class_name) for one, _ in drawn).most_common()
+        writer.legend([(drawing.colours[class_id], f"{name}  {number}") for (class_id, name), number in counts])
+    if style.labels:
+        _write_labels(writer, drawn)
+    return writer.image
 
 
 def draw_labels(drawing: Drawing, areas: Mapping[int, int], style: Style) -> Image.Image:
@@ -120,25 +128,6 @@ def _paint(canvas: Canvas, one: DrawnShape, colour: Colour, style: Style) -> Non
         canvas.fill(patch, colour, style.alpha)
     if style.contour:
         canvas.contour(patch, colour)
-
-
-def _coloured(drawing: Drawing, colour_by: ColourBy) -> list[tuple[DrawnShape, Colour]]:
-    return [
-        (one, palette(index) if colour_by == "instance" else drawing.colours[one.class_id])
-        for index, one in enumerate(drawing.found)
-    ]
-
-
-def _labelled(
-    drawing: Drawing, image: Image.Image, drawn: Sequence[tuple[DrawnShape, Colour]], style: Style
-) -> Image.Image:
-    writer = Writer(image)
-    if style.legend and drawn:
-        counts = Counter((one.class_id, one.class_name) for one, _ in drawn).most_common()
-        writer.legend([(drawing.colours[class_id], f"{name}  {number}") for (class_id, name), number in counts])
-    if style.labels:
-        _write_labels(writer, drawn)
-    return writer.image
 
 
 def _write_labels(writer: Writer, drawn: Iterable[tuple[DrawnShape, Colour]]) -> None:
