@@ -65,6 +65,7 @@ def describe_answer(result: Result) -> Json:
         ],
         "objects": [_object(each, result) for each in _annotations(result)],
         "overlaps": not isinstance(result, PanopticResult) and getattr(result, "encoded", None) is None,
+        "atLimit": result.at_limit,
         "strange": None if strange is None else {"score": strange.score, "threshold": strange.threshold,
                                                  "flagged": strange.flagged},
     }  # fmt: skip

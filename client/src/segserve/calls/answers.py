@@ -140,9 +140,12 @@ def _read_out_of_distribution(answer: InferAnswer) -> OutOfDistribution | None:
     return OutOfDistribution(*numbers) if numbers else None
 
 
-def read_result(answer: InferAnswer, info: ModelInfo, *, request_id: str | None = None) -> Result:
+def read_result(
+    answer: InferAnswer, info: ModelInfo, *, request_id: str | None = None, max_detections: int | None = None
+) -> Result:
     """Return the typed result of an answer; class names and colours come from `info`.
 
+    `max_detections` is the request's, if it has one: the model's limit of objects does not count then.
     Raises `ProtocolError` for a malformed answer. Masks are decoded lazily and are not checked here.
     """
     height, width = _numbers(answer, "SIZE", "INT32", 2).tolist()
@@ -150,6 +153,7 @@ def read_result(answer: InferAnswer, info: ModelInfo, *, request_id: str | None 
         raise ProtocolError(f"SIZE must be the height and width of an image, got {height} x {width}")
     mark = next((mark for mark in OUTPUTS if mark in answer.outputs), "BOXES")
     _, read = _READERS[mark]
+    limit = info.max_detections if max_detections is None else max_detections
     about = {
         "model": info.model,
         "revision": read_revision(answer),
@@ -157,6 +161,7 @@ def read_result(answer: InferAnswer, info: ModelInfo, *, request_id: str | None 
         "request_id": request_id,
         "continued": _read_continued(answer),
         "out_of_distribution": _read_out_of_distribution(answer),
+        "at_limit": limit is not None and "SCORES" in answer.outputs and math.prod(answer["SCORES"].shape) >= limit,
     }
     return read(answer, info, about)
 

@@ -154,7 +154,8 @@ class Session:
             if answered.revision == call.revision:
                 # The revision that answers now says best which outputs the next one has.
                 cache.latest[model] = answered
-            result = read_result(answer, answered, request_id=call.request_id)
+            most = options.max_detections
+            result = read_result(answer, answered, request_id=call.request_id, max_detections=most)
             check_size(result.size, image)
             return result
 

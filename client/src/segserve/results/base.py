@@ -69,7 +69,8 @@ class Segmentation:
     `request_id` is the id that the client sent in the request's headers; None for a result made without a request.
     `continued` says whether the server kept earlier frames of the image's stream: False for the first frame, and where
     the stream's state began anew; None outside of a stream, and for a model without streams. `out_of_distribution` is
-    set for models that flag images (`spec.outOfDistribution`), unless the answer has no score.
+    set for models that flag images (`spec.outOfDistribution`), unless the answer has no score. `at_limit` says whether
+    it has as many objects as `max_detections`, or the model's `maxDetections`, allows, so that there may be more.
     """
 
     model: str
@@ -79,6 +80,7 @@ class Segmentation:
     request_id: str | None = field(default=None, kw_only=True)
     continued: bool | None = field(default=None, kw_only=True)
     out_of_distribution: OutOfDistribution | None = field(default=None, kw_only=True)
+    at_limit: bool = field(default=False, kw_only=True)
     _own_columns: ClassVar[tuple[str, ...]] = ()
 
     if not TYPE_CHECKING:

@@ -48,7 +48,8 @@ class TiledResult:
 
     `size` is height and width. `revisions` are the revisions that answered, more than one only if a change was allowed.
     `areas` are pixels by class name. `tiles` is the total number of tiles, `sent` the number sent by this call: fewer
-    if a checkpoint had some. `folder` holds the result, or is None for a result in memory. `nodata` is the value in
+    if a checkpoint had some, `at_limit` the number whose answer reached the limit of objects (`max_detections`, or the
+    model's) and was perhaps cut. `folder` holds the result, or is None for a result in memory. `nodata` is the value in
     maps of pixels without data, which count in no area, or None if the image has data everywhere.
     """
 
@@ -62,6 +63,7 @@ class TiledResult:
     sent: int
     folder: Path | None
     nodata: int | None = field(default=None, kw_only=True)
+    at_limit: int = field(default=0, kw_only=True)
 
     @property
     def revision(self) -> str:
@@ -280,6 +282,7 @@ def read_common(value: Mapping[str, Any]) -> dict[str, Any]:
         "areas": dict(value["areas"]),
         "tiles": value["tiles"],
         "nodata": value["run"].get("nodata"),
+        "at_limit": value.get("tilesAtLimit", 0),
     }
 
 

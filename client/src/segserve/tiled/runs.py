@@ -152,6 +152,7 @@ class Run:
             "areas": areas,
             "tiles": len(self.grid),
             "objects": totals.objects,
+            "tilesAtLimit": totals.at_limit,
             "run": self.manifest.to_dict(),
         }
 

@@ -24,11 +24,15 @@ from segserve_common.files import replacing
 
 @dataclass(frozen=True, slots=True)
 class StitchedTotals:
-    """The totals of a stitched run: the revisions that answered, pixels by class id, the number of objects."""
+    """The totals of a stitched run: the revisions that answered, pixels by class id, the number of objects.
+
+    `at_limit` is the number of tiles whose answer reached the limit of objects.
+    """
 
     revisions: tuple[str, ...]
     areas: Mapping[int, int]
     objects: int = 0
+    at_limit: int = 0
 
 
 def count_labels(grid: Grid, checkpoint: Checkpoint) -> StitchedTotals:
@@ -54,7 +58,7 @@ def write_objects(
             found = merged.numbered(number, info.class_of(merged.piece.class_id).name)
             areas[found.class_id] += found.area
             lines.write(json.dumps(row_of(found), allow_nan=False) + "\n")
-    return StitchedTotals(tuple(sorted(reader.revisions)), areas, number)
+    return StitchedTotals(tuple(sorted(reader.revisions)), areas, number, len(reader.at_limit))
 
 
 def write_segments(
@@ -107,15 +111,18 @@ def paint_ids(grid: Grid, table: Path, pixel_map: PixelMap) -> None:
 
 @dataclass
 class _Reader:
-    """Reads the pieces of tiles and collects the revisions that answered."""
+    """Reads the pieces of tiles; collects the revisions that answered, and which tiles reached the limit of objects."""
 
     grid: Grid
     checkpoint: Checkpoint
     revisions: set[str] = field(default_factory=set)
+    at_limit: set[int] = field(default_factory=set)
 
     def pieces(self, index: int) -> Sequence[Piece]:
         record = self.checkpoint.read(index)
         self.revisions.add(record["revision"])
+        if record.get("atLimit"):
+            self.at_limit.add(index)
         return pieces_of(record, self.grid[index])
 
 

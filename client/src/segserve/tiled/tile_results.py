@@ -54,7 +54,6 @@ def map_of(result: Result) -> NDArray[Any] | None:
 
 def record_of(result: Result, tile: Tile, grid: Grid, valid: NDArray[np.bool_] | None = None) -> Record:
     """Return the record of an answer: areas by class id in the tile's cell, or the objects in its window.
-
     Where the window is not `valid`, bool (h, w), masks end and nothing counts.
     """
     record: Record = {"revision": result.revision}
@@ -66,7 +65,7 @@ def record_of(result: Result, tile: Tile, grid: Grid, valid: NDArray[np.bool_] |
     if isinstance(result, PanopticResult):
         return record | {"objects": list(_segments(result, tile, grid, valid))}
     rows = (_object(found, tile, grid, valid) for found in result)
-    return record | {"objects": [row for row in rows if row is not None]}
+    return record | {"objects": [row for row in rows if row is not None], "atLimit": result.at_limit}
 
 
 def pieces_of(record: Mapping[str, Any], tile: Tile) -> list[Piece]:

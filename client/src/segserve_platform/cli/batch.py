@@ -238,7 +238,11 @@ def _segment(
     except (SegserveError, OSError) as error:
         typer.echo(plain(f"error: {image}: {error}"), err=True)
         return False
-    for note in dark_notes(image, image, lambda: client.model_info(model)):
+    notes = list(dark_notes(image, image, lambda: client.model_info(model)))
+    if result.at_limit:
+        counted = f"{result.at_limit} of {_counted(result.tiles, 'tile')}"
+        notes.append(f"{image}: {counted} reached the limit of objects (maxDetections of output or a stage)")
+    for note in notes:
         typer.echo(plain(f"note: {note}"), err=True)
     height, width = result.size
     metres = exported.affine_metres

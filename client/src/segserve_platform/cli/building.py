@@ -126,7 +126,6 @@ def record(
     """
     files = images_in(images)
     with needs("builder"):
-        from segserve.results.objects import Objects
         from segserve_platform.cli.init.writing import golden_answers, write_golden, write_previews
 
         resource = named_model(file, model)
@@ -138,8 +137,7 @@ def record(
             digest = write_golden(answers, folder)
             results = write_previews(answers, resource, folder.parent / "preview")
     for image, result in zip(files, results, strict=False):
-        reached = isinstance(result, Objects) and len(result) >= pipeline.max_detections
-        at_limit = f" ({pipeline.max_detections} is the limit, maxDetections of output or a stage)" * reached
+        at_limit = " (as many objects as the limit, maxDetections of output or a stage)" * result.at_limit
         typer.echo(f"{image.name}: {result!r}{at_limit}")
     typer.echo(_pinned(file, resource, folder, digest))
 

@@ -83,8 +83,8 @@ class ImageOutcome:
     document: dict[str, Any] | None = None
     error: SegserveError | None = None
     notes: Sequence[str] = ()
-    count: int = 0
-    """Objects in the result of an image that was not cut into tiles."""
+    at_limit: bool = False
+    """Whether the result has as many objects as the limit."""
 
 
 @with_platform_options
@@ -172,18 +172,18 @@ def predict(
         advice = _batch_options(platform_options, url, score_threshold)
         info = partial(client.model_info, name)
         targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
-        failed, counts = [], list[int]()
+        failed, at_limit = [], 0
         for outcome in _shown(_outcomes(ask, files, targets, in_flight), files, targets, quiet=as_json):
             if outcome.error is not None:
                 failed.append(outcome)
-            counts.append(outcome.count)
+            at_limit += outcome.at_limit
             if outcome.document is not None:
                 with _writing(coco):
                     data_set.add(outcome.document)
-        limit = (max_detections or info().max_detections) if any(counts) else None
-        if limit is not None and (reached := sum(count >= limit for count in counts)):
+        if at_limit:
             field = "maxDetections of output or a stage" if max_detections is None else "--max-detections"
-            typer.echo(f"note: {reached} of {len(files)} results have {limit} objects, the limit ({field})", err=True)
+            reached = f"{at_limit} of {len(files)} results have as many objects as the limit"
+            typer.echo(f"note: {reached} ({field}): there may be more", err=True)
         if as_json:
             for chunk in data_set.chunks():
                 typer.echo(chunk, nl=False)
@@ -228,15 +228,12 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         is_decoded = content is not None and not isinstance(content.image, bytes)
         _name_command(error, image, targets.batch_options, is_decoded=is_decoded)
         return ImageOutcome(image, error=error)
-    from segserve.results.objects import Objects
-
-    count = len(result) if isinstance(result, Objects) and not notes else 0
     document = result.to_coco(image_id=number, file_name=image.name) if targets.coco else None
     notes = [
         *(f"{image} {each}" for each in notes),
         *content.notes(image, image.path, targets.info, in_tiles=bool(notes)),
     ]
-    return ImageOutcome(image, result, document, notes=notes, count=count)
+    return ImageOutcome(image, result, document, notes=notes, at_limit=result.at_limit)
 
 
 def _answer(
@@ -263,7 +260,8 @@ def _answer(
             raise BadRequestError(f"{limit}; {refused.message}{SMALLER}") from refused
     height, width = result.size
     tiles = f"{tiled.tiles} tiles of {options.get('tile', TILE_PX)} pixels"
-    return result, [f"of {width} x {height} pixels is above the limit of a request, and was segmented in {tiles}"]
+    cut = f"; {tiled.at_limit} of them reached the limit of objects" * bool(tiled.at_limit)
+    return result, [f"of {width} x {height} pixels is above the limit of a request, and was segmented in {tiles}{cut}"]
 
 
 def _batch_options(platform_options: PlatformOptions, url: str | None, score_threshold: float | None) -> str:

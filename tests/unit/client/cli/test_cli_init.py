@@ -601,7 +601,7 @@ def test_a_changed_pipeline_is_recorded_anew_and_the_file_keeps_its_comments(
 
     file.write_text(file.read_text().replace("spec:\n", "spec:\n  output: {maxDetections: 2}\n", 1))
     limited = command("golden", "record", photos, "-f", file)[1]
-    said = "(2 is the limit, maxDetections of output or a stage)"
+    said = "(as many objects as the limit, maxDetections of output or a stage)"
     assert [said in text for text in (printed, limited)] == [False, True]
 
 

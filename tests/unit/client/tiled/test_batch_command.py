@@ -102,6 +102,22 @@ def test_one_tile_is_not_called_tiles(world: World, images: Path, tmp_path: Path
     assert ", 1 tile (1 sent), " in result.stdout
 
 
+@pytest.mark.parametrize(("limit", "reached"), [(40, 0), (3, 5)])
+def test_tiles_whose_answers_reach_the_limit_of_objects_are_counted_also_when_read_again(
+    world: World, scene: np.ndarray, tmp_path: Path, limit: int, reached: int
+) -> None:
+    known = world.gateway.models["objects"]
+    parameters = {**dict(known.parameters.items()), "maxDetections": str(limit)}
+    world.gateway.models["objects"] = Model(known.outputs, parameters, known.answer, "TYPE_UINT8")
+    np.save(tmp_path / "a.npy", scene)
+
+    said = [run(world, "objects", tmp_path / "a.npy", "--output", tmp_path / "out").stderr for _ in range(2)]
+
+    note = f"{reached} of 30 tiles reached the limit of objects (maxDetections of output or a stage)"
+    assert [note in each for each in said] == [bool(reached)] * 2
+    assert open_result(tmp_path / "out" / "a").at_limit == reached
+
+
 @pytest.mark.parametrize("suffix", ["tif", "png", "npy"])
 def test_an_image_of_16_bits_that_uses_little_of_them_is_noted_once(world: World, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"

@@ -132,5 +132,6 @@ def result_of(answer: Answer, resource: SegmentationModel) -> Result:
         else:
             tensors[name] = Tensor(name, DATATYPES[array.dtype.name], array.shape, array.tobytes())
     classes = tuple(SegmentClass(item.id, item.name, None) for item in resource.spec.classes)
-    info = ModelInfo(resource.metadata.name, frozenset(tensors), revision, classes)
+    limit = resource.spec.pipeline(resource.metadata.name).max_detections
+    info = ModelInfo(resource.metadata.name, frozenset(tensors), revision, classes, max_detections=limit)
     return read_result(InferAnswer(info.model, tensors), info)

@@ -86,6 +86,7 @@ class Item {
   forget() {
     this.set("waiting");
     this.objects = 0;
+    this.atLimit = false;
   }
 
   set(state, text = "", size = "") {
@@ -144,6 +145,7 @@ async function segmentOne(item, running) {
     if (running.signal.aborted) throw new DOMException("", "AbortError");
     const shown = shownObjects(answer, 0, new Set());
     item.objects = answer.kind === "semantic" ? 0 : shown.filter(Boolean).length;
+    item.atLimit = answer.atLimit;
     item.set("done", summary(answer, shown, Infinity) || "nothing", `${answer.width} × ${answer.height}`);
     await item.draw(file, answer).catch(() => {});
   } catch (error) {
@@ -161,7 +163,9 @@ function report() {
   const objects = items.reduce((sum, item) => sum + item.objects, 0);
   progress.hidden = !batch.running;
   Object.assign(progress, { value: done + failed, max: Math.max(items.length, 1) });
-  const parts = [`${done} of ${items.length} images segmented`, failed ? `${failed} failed` : "", objects ? `${objects.toLocaleString("en")} objects` : ""];
+  const full = items.filter((item) => item.atLimit).length;
+  const parts = [`${done} of ${items.length} images segmented`, failed ? `${failed} failed` : "", objects ? `${objects.toLocaleString("en")} objects` : "",
+    full ? `${full} with as many objects as the limit (maxDetections of output or a stage)` : ""];
   status.textContent = parts.filter(Boolean).join(", ");
   fill(buttons, batch.running
     ? h("button", { type: "button", class: "danger", "data-key": "batch", onclick: () => { batch.running.abort(); batch.running = null; report(); } }, "Stop")

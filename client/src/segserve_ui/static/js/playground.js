@@ -125,6 +125,7 @@ export function playground(main, given, go) {
       h("span", {}, h("strong", {}, summary(answer, state.shown) || "nothing")),
       h("span", {}, `${source.name}, ${answer.width} × ${answer.height}`),
       h("span", {}, `answered in ${Math.round(answer.tookMs)} ms by `, h("span", { class: "mono" }, answer.revision)),
+      answer.atLimit ? h("span", {}, "as many objects as the limit (maxDetections of output or a stage): there may be more") : null,
       answer.strange ? h("span", {}, `${answer.strange.flagged ? "unlike" : "like"} the images that the model was made for (${answer.strange.score.toFixed(2)} of ${answer.strange.threshold.toFixed(2)})`) : null);
     const scrolled = parts.querySelector(".objects")?.scrollTop ?? 0;
     fill(parts, legend(answer), answer.kind === "semantic" ? null : objects(answer), pinned(answer), downloads(answer));

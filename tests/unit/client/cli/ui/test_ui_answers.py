@@ -111,6 +111,10 @@ def test_a_strange_image_is_flagged() -> None:
     assert describe_answer(BOXES)["strange"] is None
 
 
+def test_an_answer_with_as_many_objects_as_the_limit_says_so() -> None:
+    assert [describe_answer(each)["atLimit"] for each in (BOXES, replace(BOXES, at_limit=True))] == [False, True]
+
+
 @pytest.mark.parametrize("result", [INSTANCES, PANOPTIC, BOXES], ids=["instance", "panoptic", "detection"])
 def test_what_the_page_hides_is_in_no_download(result: InstanceResult | PanopticResult | DetectionResult) -> None:
     assert [each.score for each in without(result, 0.6, ())] == [0.9]
