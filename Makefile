@@ -27,7 +27,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
-.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-edits test-client test-python test-busy check fuzz
+.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
@@ -164,6 +164,9 @@ test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages 
 
 e2e-kind: test-cluster
 
+test-neighbours: cluster-build kernels  ## What users have beside us, on a real Kubernetes (Docker or, on Debian, root; Go)
+	$(TIER) neighbours
+
 test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go)
 	$(TIER) cluster
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
@@ -174,7 +177,7 @@ test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a cr
 test-edits: kernels  ## Random edits of resources with fresh seeds, for MINUTES=10
 	$(TIER) edits $(MINUTES)
 
-test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits test-cluster  ## All tiers, one after the other
+test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits test-cluster test-neighbours  ## All tiers, one after the other
 
 check: same lint kernels  ## What is generated, lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (3 minutes)
 	$(PYTEST) -m 'not same and not thorough and not needs and not cluster and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]

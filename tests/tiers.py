@@ -112,7 +112,13 @@ TIERS: Final[Mapping[str, Tier]] = {
     "cluster": Tier(
         "a real Kubernetes",
         (*PRODUCT, *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/contract", "tests/e2e/cluster"),
-        "cluster",
+        "cluster and not neighbours",
+        options=(),
+    ),
+    "neighbours": Tier(
+        "what users have beside us, on a real Kubernetes",
+        ("operator/src", *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/e2e/cluster/neighbours"),
+        "cluster and neighbours",
         options=(),
     ),
     "thorough": Tier(

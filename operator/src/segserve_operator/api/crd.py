@@ -27,6 +27,7 @@ from segserve_operator.api.meta import (
     API_VERSION,
     GROUP_VERSION,
     UNREAD_METADATA,
+    UNSEEN,
     format_duration,
 )
 from segserve_operator.api.resources import KINDS, Column, ResourceKind
@@ -377,8 +378,10 @@ def crd(kind: ResourceKind) -> dict[str, Any]:
         "kind": {"type": "string"},
         "metadata": {"type": "object", "properties": {"name": name}},
     }
-    # A default for status would be dropped, because a request must not contain one.
     status = {key: value for key, value in schema["properties"]["status"].items() if key != "default"}
+    # kstatus takes an object without a status for one that has arrived, also where no operator has seen it.
+    if "observedGeneration" in status["properties"]:
+        status["default"] = {"observedGeneration": UNSEEN}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

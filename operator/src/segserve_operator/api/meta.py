@@ -43,6 +43,8 @@ ANNOTATION_DESCRIPTIONS: Final[Mapping[str, str]] = {
 
 DURATION_PATTERN: Final = r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$"
 _UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
+UNSEEN: Final = -1
+"""The observed generation of a resource that no operator has seen, as in the resources of other controllers."""
 SHARE_PATTERN: Final = r"^(100|[1-9][0-9]?)%$"
 UNREAD_METADATA: Final = (
     "generateName",

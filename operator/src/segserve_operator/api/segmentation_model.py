@@ -56,6 +56,7 @@ from segserve_operator.api.checks import (
 )
 from segserve_operator.api.drift import Drift
 from segserve_operator.api.meta import (
+    UNSEEN,
     ApiValue,
     Condition,
     Duration,
@@ -622,8 +623,9 @@ class SegmentationModelStatus(ApiValue):
 
     observed_generation: int | None = Field(
         default=None,
-        ge=0,
-        description="Latest generation of the spec that serves, or that a condition reports as refused or stalled.",
+        ge=UNSEEN,
+        description="Latest generation of the spec that serves, or that a condition reports as refused or stalled; "
+        "-1 if no operator has seen it.",
     )
     conditions: tuple[Condition, ...] = Field(
         default=(),

@@ -20,7 +20,7 @@ from segserve_common.kube.names import (
 from segserve_operator.api.access import Auth, Cors
 from segserve_operator.api.artifacts import Artifacts
 from segserve_operator.api.checks import check_distinct, located
-from segserve_operator.api.meta import ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
+from segserve_operator.api.meta import UNSEEN, ApiValue, Condition, CountOrShare, ObjectMeta, Timestamp
 from segserve_operator.api.pod_template import (
     Annotations,
     Cache,
@@ -344,7 +344,7 @@ class TritonPoolStatus(ApiValue):
     """Observed state of the pool."""
 
     observed_generation: int | None = Field(
-        default=None, ge=0, description="Generation of the spec that the status describes."
+        default=None, ge=UNSEEN, description="Generation of the spec that the status describes; -1 if none is."
     )
     format: int | None = Field(
         default=None, ge=1, description="Number of the format of what is stored; an operator reads only its own."

@@ -41,7 +41,7 @@ _LEFT_OUT: Final = re.compile(rf"{GROUP_LABEL} notin \(([^)]*)\)")
 def from_api(status: SegmentationModelStatus) -> ModelStatus:
     """Return the core's form of a model's status."""
     return ModelStatus(
-        observed_generation=status.observed_generation or 0,
+        observed_generation=max(status.observed_generation or 0, 0),
         roles=Roles(
             stable=_holder(status.roles.stable),
             candidate=_candidate(status.roles.candidate),
@@ -83,7 +83,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
 def pool_from_api(status: TritonPoolStatus) -> PoolStatus:
     """Return the core's form of a pool's status."""
     return PoolStatus(
-        observed_generation=status.observed_generation or 0,
+        observed_generation=max(status.observed_generation or 0, 0),
         conditions=_observed(status.conditions),
         main_group=status.main_group or "",
         idle=_idle_groups(status.selector or ""),

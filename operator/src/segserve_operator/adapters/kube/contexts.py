@@ -11,7 +11,7 @@ from segserve_common.kube.kinds import MODELS, POOLS
 from segserve_common.kube.names import FORCE_DELETE, POOL_FINALIZER
 from segserve_operator.adapters.kube.objects import PoolContext
 from segserve_operator.adapters.kube.pods import is_terminating
-from segserve_operator.api.meta import Problem, SpecError
+from segserve_operator.api.meta import UNSEEN, Problem, SpecError
 from segserve_operator.api.triton_pool import Server
 from segserve_operator.core.failure import HOST_PATH_REFUSED, FailureReason
 from segserve_operator.core.world.observed import ObservedCondition
@@ -73,7 +73,7 @@ class PoolContexts:
 def _check_format(resource: Json, pool: str) -> None:
     status = resource.get("status") or {}
     found = status.get("format")
-    if "observedGeneration" in status and found != STORE_FORMAT:
+    if status.get("observedGeneration", UNSEEN) != UNSEEN and found != STORE_FORMAT:
         shown = "it has no format" if found is None else f"its format is {found}"
         message = (
             f"another version of segserve wrote what is stored ({shown}, this one's is {STORE_FORMAT}): "
