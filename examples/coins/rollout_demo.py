@@ -47,7 +47,8 @@ Json = dict[str, Any]
 
 HERE: Final = Path(__file__).parent
 MODEL: Final = "coins"
-SPEED: Final = 60.0
+SPEED: Final = 20.0
+"""Much faster, a caller that pauses for seconds leaves Shadow without copies for what is a minute there."""
 RATE: Final = 10.0
 """Requests per second, of at most `CALLERS` at once."""
 CALLERS: Final = 32
@@ -61,7 +62,7 @@ NOTHING: Final = -1e4
 """A logit below which no coin is seen."""
 ROLLOUT: Final[Json] = {
     "steps": [{"weight": 50}],
-    "bakeTime": "5m",
+    "bakeTime": "100s",
     "tolerance": {"errorPercent": 20},
     "gates": [{"gate": "errorRate"}, {"gate": "maskAgreement", "minimum": 0.9, "onBreach": "Rollback"}],
     "shadow": {"percent": 100, "maxRequestsPerSecond": 20, "minRequests": 60, "maxDuration": "10h"},
