@@ -70,6 +70,11 @@ class Node:
         """Run a shell script as root on the node, and return what it printed; `ClusterError` where it fails."""
         return docker("exec", self.name, "sh", "-c", script)
 
+    def destinations(self) -> set[str]:
+        """Return the addresses that this node sends callers of Services to."""
+        rules = self.run("iptables-save -t nat | sed -n 's/.* -j DNAT --to-destination //p'")
+        return {rule.rpartition(":")[0] for rule in rules.splitlines()}
+
     def exhaust_memory(self, pid: int) -> None:
         """Leave the container of a process no more memory than it uses, and ask for more: the kernel kills its largest.
 

@@ -21,8 +21,6 @@ from segserve_common.kube.names import object_name
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 WHOLE_S = 300.0
-FOLLOWS_S = 5.0
-"""Within this time kube-proxy follows the addresses of a Service."""
 ON_BOTH = pods_with(tolerations=[{"key": SECOND_TAINT, "operator": "Exists"}])
 POOL = {"gateway": {"replicas": 1, **ON_BOTH}, "server": ON_BOTH}
 
@@ -84,13 +82,18 @@ def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_a
             pool.wait("each node has a gateway", lambda: pool.is_whole(1, 2), WHOLE_S)
         (lost,) = [pod for pod in pool.gateways() if pod["spec"]["nodeName"] == second.name]
         former = pool.routes()["coins"]["shares"][0]["revision"]
-        with Load(pool.url, reconnects=True) as load:
+        # A port comes again after some 3,000 connections, and for two minutes conntrack sends it to where one went that
+        # got no answer.
+        with Load(pool.url, reconnects=True, pause_s=0.4) as load:
             load.answers_go_on(100)
             began_s = time.monotonic()
             second.lose()
-            pool.wait("callers are not sent there", lambda: lost["status"]["podIP"] not in called(pool), WHOLE_S)
+            address = lost["status"]["podIP"]
+            pool.wait("it is no address of the Service", lambda: address not in called(pool), WHOLE_S)
             out_s = time.monotonic() - began_s
-            struck = Strike(began_s, began_s + out_s + FOLLOWS_S)
+            # kube-proxy follows: in a second, or later on a busy machine.
+            pool.wait("callers are not sent there", lambda: address not in cluster.node.destinations(), WHOLE_S)
+            struck = Strike(began_s, time.monotonic())
             load.answers_go_on()
             pool.apply(coins_manifest(min_area=151, keepPrevious="0s"))
             began_s = time.monotonic()
@@ -101,7 +104,11 @@ def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_a
             load.answers_go_on()
     figures = {"back_s": round(out_s, 1), "changed_s": round(changed_s, 1), **load.summary(struck)}
     record_property("seen", json.dumps(figures))
-    assert load.unexcused(struck) == []
+    late = [
+        f"{failed.began_s - struck.until_s:.1f} s after, for {failed.ended_s - failed.began_s:.1f} s, {failed}"
+        for failed in load.unexcused(struck)
+    ]
+    assert late == [], "\n".join(late)
 
 
 def test_a_drained_node_gives_its_server_and_its_gateway_to_another_and_no_request_fails(

@@ -156,14 +156,16 @@ def test_servers_of_the_new_release_replace_the_former_ones_step_by_step_once_as
     available = served.cluster.wait_condition(served.name, POOL, "default", "UpdateAvailable")
     command = re.search(r"`kubectl (annotate [^`]*)`", available["message"])
     assert command is not None, available
+    before = {uid for uid, _ in seen["installed"].servers}
     with served.load(pause_s=0.4):
         served.cluster.kubectl("-n", served.name, *command[1].split())
         served.cluster.wait("another main group", lambda: served.main() not in (former, ""), STEPS_S)
         main = served.main()
-        served.cluster.wait("the former servers are gone", lambda: served.groups() == {main}, STEPS_S)
+        served.cluster.wait("the former groups are gone", lambda: served.groups() == {main}, STEPS_S)
+        # They have answered the last of their requests by then.
+        served.cluster.wait("their pods are gone", lambda: not before & {uid for uid, _ in release.servers()}, STEPS_S)
         served.wait_ready(*MODELS)
     assert {name: served.role(name, "stable") for name in MODELS} == {name: (stable[name], main) for name in MODELS}
-    assert not {uid for uid, _ in release.servers()} & {uid for uid, _ in seen["installed"].servers}
 
 
 def test_what_serves_outlives_an_uninstalled_operator_and_is_found_by_the_next(
