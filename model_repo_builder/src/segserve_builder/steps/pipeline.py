@@ -205,7 +205,7 @@ class Pipeline(FrozenModel):
         """Largest number of objects in an answer, of a task that has them, unless a request sets it."""
         own = self.output.max_detections
         limits: list[int] = [getattr(stage, "max_detections", own) for _, stage in named_postprocess(self)]
-        return min(own, *limits)
+        return min([own, *limits])
 
     @property
     def flags_images(self) -> bool:
