@@ -17,6 +17,7 @@ from segserve_builder.comparator.sheet import MOST_PAIR_BYTES, SheetPair
 from segserve_builder.copies.bodies import MALFORMED, WireBody, answer_arrays, read_answer, read_image, read_parameters
 from segserve_builder.copies.copies import CopyProtocol, WorkerFrame, answer_frames
 from segserve_builder.scoring.agreement import Agreement, Answer, agreement
+from segserve_builder.spec.names import listed_outputs
 from segserve_common.kserve import Tensor
 
 MEMORY_BYTES: Final = 768 * 2**20
@@ -59,7 +60,7 @@ def compare_answers(pair: ExchangedPair, *, keep_below: float) -> ComparedAnswer
         listed = read_parameters(pair.protocol, pair.request).get("outputs")
     except MALFORMED:
         return ComparedAnswers(None)
-    outputs = None if listed is None else [name.strip() for name in str(listed).split(",")]
+    outputs = None if listed is None else listed_outputs(listed)
     try:
         candidate = read_answer(pair.protocol, pair.candidate)
         answered = answer_arrays(candidate)

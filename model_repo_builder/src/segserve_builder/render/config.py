@@ -18,6 +18,7 @@ from segserve_builder.steps.public_outputs import (
     GUIDE,
     MEASURED_GEOMETRY,
     NETWORK_INPUT,
+    SCORED,
     Task,
     network_output,
     public_inputs,
@@ -210,7 +211,7 @@ def _public_ensemble(
         config.parameters["window"].string_value = canonical_json(list(window))
     inputs = public_inputs(pipeline.input)
     outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
-    if any(tensor.name == "SCORES" for tensor in outputs):
+    if task in SCORED:
         config.parameters["maxDetections"].string_value = str(pipeline.max_detections)
     _add_inputs(config, inputs, optional=True)
     _add_outputs(config, outputs)

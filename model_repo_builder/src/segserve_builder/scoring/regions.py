@@ -17,8 +17,8 @@ from segserve_builder.errors import GoldenError
 from segserve_builder.golden import judging as golden
 from segserve_builder.scoring.quality import Regions
 from segserve_builder.steps.pipeline import Pipeline
-from segserve_builder.steps.postprocess import SCORED, check_postprocess
-from segserve_builder.steps.public_outputs import Task, has_masks
+from segserve_builder.steps.postprocess import check_postprocess
+from segserve_builder.steps.public_outputs import SCORED, Task, has_masks
 
 _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B"})
 

@@ -45,6 +45,11 @@ def step_name(kind: str, content: Any) -> str:
     return f"{STEP_PREFIX}{kind}--{digest(content)}"
 
 
+def listed_outputs(value: object) -> frozenset[str]:
+    """Return the outputs that a request's parameter `outputs` lists, separated by commas."""
+    return frozenset(name.strip() for name in str(value).split(","))
+
+
 def network_alias(model: str) -> str:
     """Return the public name of a model's bare network, if it is exposed."""
     return f"{model}.network"

@@ -12,14 +12,14 @@ from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO
 from segserve_builder.spec.model_spec import Output
-from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER
+from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER, listed_outputs
 from segserve_builder.stages import POSTPROCESS
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
 from segserve_builder.steps.encode import ENCODINGS, OVERLAYS, encode
 from segserve_builder.steps.out_of_distribution import check_score
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
-from segserve_builder.steps.public_outputs import Task, empty, public_outputs
+from segserve_builder.steps.public_outputs import SCORED, Task, empty, public_outputs
 from segserve_builder.steps.streams import Frame, smoothing_of
 from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform, ValueType
 
@@ -38,7 +38,6 @@ TASKS: Final[Mapping[ValueType, Task]] = {
 }
 """The types of value that are answers, with the task of a model that returns them."""
 ALWAYS: Final = frozenset({"SIZE"})
-SCORED: Final[frozenset[Task]] = frozenset({"instance", "detection", "keypoints"})
 SCORED_ONLY: Final = ("score_threshold", "max_detections")
 
 
@@ -261,15 +260,11 @@ def _one_of(name: str, allowed: Sequence[str], value: Any) -> str:
     return str(value)
 
 
-def _outputs(value: Any) -> frozenset[str]:
-    return frozenset(name.strip() for name in str(value).split(","))
-
-
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "score_threshold": _score_threshold,
     "max_detections": _max_detections,
     "encoding": partial(_one_of, "encoding", ENCODINGS),
-    "outputs": _outputs,
+    "outputs": listed_outputs,
     "overlay": partial(_one_of, "overlay", OVERLAYS),
 }
 

@@ -60,6 +60,8 @@ PUBLIC_OUTPUTS: Final[Mapping[Task, tuple[TensorSpec, ...]]] = {
     "detection": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES),
     "keypoints": (_REVISION, _SIZE, _BOXES, _SCORES, _CLASSES, TensorSpec("KEYPOINTS", "FP32", (None, None, 3))),
 }
+SCORED: Final = frozenset(task for task, outputs in PUBLIC_OUTPUTS.items() if _SCORES in outputs)
+"""Tasks whose answers have a score for each object, of which requests may set the least and the largest number."""
 
 
 def public_outputs(task: Task, *, streams: bool, flags: bool) -> tuple[TensorSpec, ...]:
