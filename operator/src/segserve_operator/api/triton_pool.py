@@ -344,7 +344,9 @@ class TritonPoolStatus(ApiValue):
     """Observed state of the pool."""
 
     observed_generation: int | None = Field(
-        default=None, ge=UNSEEN, description="Generation of the spec that the status describes; -1 if none is."
+        default=None,
+        ge=UNSEEN,
+        description="Generation of the spec that the status describes; -1 if no operator has seen it.",
     )
     format: int | None = Field(
         default=None, ge=1, description="Number of the format of what is stored; an operator reads only its own."
