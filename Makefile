@@ -85,6 +85,15 @@ $(VENV)-exporters/stamp: tests/exporters.lock | $(UV)
 	$(call INSTALL,$(VENV)-exporters) --no-deps --requirement tests/exporters.lock
 	touch $@
 
+# IMG.LY's package has its trained network and the code that answers. Its sharp is replaced: 0.32 fetches a library when it
+# is installed.
+$(VENV)-exporters/imgly.stamp: $(wildcard tests/imgly/*) | $(VENV)-exporters/stamp system
+	mkdir -p $(VENV)-exporters/imgly
+	cp tests/imgly/* $(VENV)-exporters/imgly
+	NODE_EXTRA_CA_CERTS=$${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt} \
+	  npm ci --ignore-scripts --loglevel=error --no-audit --no-fund --prefix $(VENV)-exporters/imgly >/dev/null
+	touch $@
+
 # Other servers of networks, beside which segserve is measured, with segserve in the same environment.
 $(VENV)-rivals/stamp: bench/rivals.lock | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV)-rivals
@@ -200,7 +209,7 @@ kernels: $(VENV)/dev.stamp  ## Compile the kernels, once for all processes and f
 
 peers: $(VENV)-peers/stamp  ## Servers that artifacts come from, and the tools that read exports
 
-exporters: $(VENV)-exporters/stamp  ## Ultralytics, RF-DETR, transformers and segmentation_models_pytorch, whose exports are served
+exporters: $(VENV)-exporters/stamp $(VENV)-exporters/imgly.stamp  ## Ultralytics, RF-DETR, transformers, segmentation_models_pytorch and others, whose files are served
 
 system:  ## What tests need of the system, where it is missing
 	sh tests/system.sh

@@ -46,7 +46,7 @@ def _program(name: str, package: str = "") -> Tool:
 
 TOOLS: Final[Mapping[str, Tool]] = {
     "torchvision": Tool("Debian's torchvision", DEBIAN_PYTHON.is_file, "make oracles"),
-    "exporters": Tool("the environment of exporters", EXPORTERS.is_file, "make exporters"),
+    "exporters": Tool("the environment of exporters", (EXPORTERS.parents[1] / "imgly.stamp").is_file, "make exporters"),
     "peers": Tool("the environment of peers", (PEERS / "python").is_file, "make peers"),
     "torchmetrics": Tool(
         "torchmetrics in the environment of peers", (PEER_PACKAGES / "torchmetrics").is_dir, "make peers"

@@ -116,6 +116,12 @@ ROWS: Final[Mapping[str, Served | Refused]] = {
         normalise={"mean": [0.5], "std": [0.5]},
         colour="BGR",
     ),
+    "imgly-isnet": Served(
+        "IMG.LY",
+        "IS-Net, trained, six masks and six features",
+        "semantic-probabilities",
+        normalise={"mean": [128 / 255], "std": [256 / 255]},
+    ),
     "torchvision-fcn": Served(
         "torchvision", "FCN, `aux_loss`", "semantic-logits", normalise=IMAGENET, resize=ANTIALIASED
     ),
@@ -150,9 +156,9 @@ def _lines(versions: Mapping[str, str], measured: Mapping[str, Any]) -> Iterator
         "# Files of exporters",
         "",
         "`segserve init PHOTOS FILE.onnx` serves these files without an edit as their library answers, or refuses",
-        f"them by name. A test exports each with random weights ({named})",
-        "and compares answers to two photographs with the library's own (`make test-oracles`). Unless the last column",
-        "has another, the bounds are 0.1% of labels, boxes 0.01 px, scores 0.001 and an IoU of masks of 0.999.",
+        f"them by name. A test exports each ({named}), with random weights",
+        "unless trained, and compares answers to two photographs with the library's own (`make test-oracles`). Default",
+        "bounds: 0.1% of labels, boxes 0.01 px, scores 0.001, IoU of masks 0.999.",
         "",
         "| exporter | network, options | family | differs |",
         "|---|---|---|---|",

@@ -9,6 +9,7 @@ classes occur. What is answered is the library's own post-processing of its own 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -561,6 +562,23 @@ def rapidocr(folder: Path, photos: list[Image.Image]) -> Answers:
     return answers
 
 
+# IMG.LY: the opacity of its JavaScript, rounded to labels, on photographs of the network's size; it resizes others by a
+# rule of its own.
+
+
+def imgly(folder: Path, photos: list[Image.Image]) -> Answers:
+    side = 1024
+    for number in range(len(photos)):
+        picture(number, side, side).save(folder / f"photos/{number}.png")
+    subprocess.run(["node", Path(sys.prefix) / "imgly/run.mjs", folder], check=True)
+    answers = []
+    for number in range(len(photos)):
+        opacity = np.fromfile(folder / f"{number}.rgba", np.uint8).reshape(side, side, 4)[..., 3]
+        assert 0.02 < (opacity > 127).mean() < 0.98, "it finds something, and not all"
+        answers.append({"labels": (opacity > 127).astype(int)})
+    return answers
+
+
 CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     "ultralytics-yolo11-detect": partial(ultralytics, name="yolo11n"),
     "ultralytics-yolo11-seg": partial(ultralytics, name="yolo11n-seg"),
@@ -637,6 +655,7 @@ CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     "torchvision-fcn": partial(convolutional, make=torchvision_fcn, resized="torchvision", outputs="out aux"),
     "monai-unet": partial(convolutional, make=monai_unet, resized="MONAI"),
     "rapidocr-detector": rapidocr,
+    "imgly-isnet": imgly,
     "keras-unet": partial(convolutional, make=partial(smp, "Unet"), resized="torch", channels_last=True),
 }  # fmt: skip
 
