@@ -441,7 +441,7 @@ def test_the_browser_is_led_to_the_page_which_outlives_a_reload_and_no_other_por
             expect(page.get_by_role("button", name="Details of coins")).to_be_visible()
 
             page.goto(access.origins[0].replace("127.0.0.1", "localhost"))  # another origin, without the token
-            expect(page.get_by_role("alert").first).to_contain_text("open the address that `segserve ui` printed")
+            expect(page.get_by_role("alert").first).to_contain_text("open the address that segserve ui printed")
         other.shutdown()
 
     assert kept == ["", "", 0, 0]

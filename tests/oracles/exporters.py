@@ -569,8 +569,10 @@ def rapidocr(folder: Path, photos: list[Image.Image]) -> Answers:
 def imgly(folder: Path, photos: list[Image.Image]) -> Answers:
     side = 1024
     for number in range(len(photos)):
-        picture(number, side, side).save(folder / f"photos/{number}.png")
-    subprocess.run(["node", Path(sys.prefix) / "imgly/run.mjs", folder], check=True)
+        # Of few, large things: the network is of whatever stands in front.
+        picture(number + 1, side // 4, side // 4).resize((side, side)).save(folder / f"photos/{number}.png")
+    # The package looks for its files below the working directory.
+    subprocess.run(["node", "run.mjs", folder], cwd=Path(sys.prefix) / "imgly", check=True)
     answers = []
     for number in range(len(photos)):
         opacity = np.fromfile(folder / f"{number}.rgba", np.uint8).reshape(side, side, 4)[..., 3]
