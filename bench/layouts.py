@@ -3,7 +3,7 @@
     SEGSERVE_TRITON=folder python -m bench.layouts photo.jpg model.yaml... [--seconds 240]
 
 Each layout is what `segserve build` writes, on a Triton of its own (the folder has `backends/onnxruntime`), and all get
-the same photograph in turns. Writes bench/out/layouts.json: images a second by model, callers and layout.
+the same photograph in turns. Adds to bench/out/layouts.json: images a second by model, callers and layout.
 """
 
 from __future__ import annotations
@@ -86,15 +86,15 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, default=240, help="of each model")
     arguments = parser.parse_args()
-    results = {}
+    out = ROOT / "bench/out/layouts.json"
+    results = json.loads(out.read_text()) if out.exists() else {"cores": os.cpu_count(), "images/s": {}}
     for file in arguments.files:
         for resource in yaml.safe_load_all(file.read_text()):
             if resource and resource["kind"] == "SegmentationModel":
                 name = resource["metadata"]["name"]
-                results[name] = measured(file, name, arguments.photo.read_bytes(), arguments.seconds)
-    report = {"cores": os.cpu_count(), "photo": arguments.photo.name, "images/s": results}
-    (ROOT / "bench/out").mkdir(exist_ok=True)
-    (ROOT / "bench/out/layouts.json").write_text(json.dumps(report, indent=2) + "\n")
+                found = measured(file, name, arguments.photo.read_bytes(), arguments.seconds)
+                results["images/s"][name] = {"photo": arguments.photo.name} | found
+    out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
