@@ -24,7 +24,7 @@ ANSWERS: Final[Mapping[Task, str]] = {
     "keypoints": "ObjectsAnswer",
 }
 """The schema of an answer by the task of its model."""
-_SCORED: Final[frozenset[Task]] = frozenset({"instance", "detection", "keypoints"})
+_SCORED: Final = frozenset(task for task, schema in ANSWERS.items() if schema == "ObjectsAnswer")
 _TASKS: Final[Mapping[str, frozenset[Task]]] = {
     "score_threshold": _SCORED,
     "max_detections": _SCORED,

@@ -226,7 +226,7 @@ def evaluate(
             raise BadRequestError(
                 f"{model!r} is no segserve model: it has the outputs {', '.join(sorted(info.outputs))}"
             )
-        if task in ("instance", "detection", "keypoints"):
+        if "SCORES" in info.outputs:
             dataset = objects_of_maps(dataset, info.classes, classes)
         if dataset.classes is None:
             dataset = replace(dataset, classes={one.id: one.name for one in info.classes})
