@@ -575,9 +575,9 @@ def imgly(folder: Path, photos: list[Image.Image]) -> Answers:
     subprocess.run(["node", "run.mjs", folder], cwd=Path(sys.prefix) / "imgly", check=True)
     answers = []
     for number in range(len(photos)):
-        opacity = np.fromfile(folder / f"{number}.rgba", np.uint8).reshape(side, side, 4)[..., 3]
-        assert 0.02 < (opacity > 127).mean() < 0.98, "it finds something, and not all"
-        answers.append({"labels": (opacity > 127).astype(int)})
+        found = np.fromfile(folder / f"{number}.rgba", np.uint8).reshape(side, side, 4)[..., 3] > 127
+        assert 0.02 < found.mean() < 0.98, "it finds something, and not all"
+        answers.append({"labels": found.astype(int)})
     return answers
 
 

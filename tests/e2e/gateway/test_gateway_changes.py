@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from difflib import unified_diff
 from pathlib import Path
 
 import httpx
@@ -117,9 +118,9 @@ async def test_envoy_reads_in_the_files_what_was_rendered(
     assert {cluster["name"]: parse_json(CLUSTER, cluster) for cluster in clusters} == {
         name: parse(CLUSTER, cluster.content) for name, cluster in rendered.clusters.items()
     }
+    found = parse_json(ROUTE_CONFIGURATION, routes)
     expected = parse(ROUTE_CONFIGURATION, encode_routes(tables, timeout_s=60))
-    # Lines, so that a failure shows the one that differs.
-    assert str(parse_json(ROUTE_CONFIGURATION, routes)).splitlines() == str(expected).splitlines()
+    assert found == expected, "\n".join(unified_diff(str(expected).splitlines(), str(found).splitlines(), n=8))
 
 
 async def test_weights_outlive_an_envoy_that_is_killed_and_a_supervisor_that_starts_again(

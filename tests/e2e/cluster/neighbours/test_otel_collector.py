@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench.coins import variant, write
-from bench.platform import MODELS, Running, platform
+from bench.platform import Running, platform
 from bench.ports import free_port
+from fakes.cluster_models import pool
 from fakes.collector import Collector, collector
 from fakes.waiting import until
 from segserve import Client
@@ -20,7 +21,6 @@ from segserve import Client
 pytestmark = [pytest.mark.cluster, pytest.mark.neighbours]
 
 CALLER = "00f067aa0ba902b7"
-PHOTO = MODELS.with_name("coins.png")
 
 
 def configuration(port: int, receiver: str) -> dict[str, object]:
@@ -44,26 +44,23 @@ def traced(
         config = folder / "collector.json"
         config.write_text(json.dumps(configuration(port, handed_on.url)))
         log = stack.enter_context((folder / "collector.log").open("w"))
-        process = subprocess.Popen([built("otelcol"), "--config", config], stdout=log, stderr=log)
-        stack.callback(process.wait)
+        command = [built("otelcol"), "--config", config]
+        process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
         stack.callback(process.terminate)
         said = Path(log.name)
         until(lambda: "Everything is ready" in said.read_text() or process.poll() is not None, "the collector starts")
         assert process.poll() is None, said.read_text()
-        pool = {
-            "apiVersion": "segserve.dev/v1alpha1",
-            "kind": "TritonPool",
-            "metadata": {"name": "default"},
-            "spec": {"gateway": {"tracing": {"endpoint": f"http://127.0.0.1:{port}", "samplingRatio": 0}}},
-        }
-        yield stack.enter_context(platform(write(folder / "models.yaml", variant(), pool))), handed_on
+        traces = pool(gateway={"tracing": {"endpoint": f"http://127.0.0.1:{port}", "samplingRatio": 0}})
+        yield stack.enter_context(platform(write(folder / "models.yaml", variant(), traces))), handed_on
 
 
-def test_a_callers_trace_comes_out_of_the_collector_as_one_tree(traced: tuple[Running, Collector]) -> None:
+def test_a_callers_trace_comes_out_of_the_collector_as_one_tree(
+    traced: tuple[Running, Collector], photo: bytes
+) -> None:
     running, handed_on = traced
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     with Client(running.url, telemetry=False, headers={"traceparent": f"00-{trace}-{CALLER}-01"}) as client:
-        result = client.segment(PHOTO, model="coins")
+        result = client.segment(photo, model="coins")
 
     children = handed_on.inference(trace, CALLER)
 
