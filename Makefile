@@ -88,10 +88,8 @@ $(VENV)-exporters/stamp: tests/exporters.lock | $(UV)
 # IMG.LY's package has its trained network and the code that answers. Its sharp is replaced: 0.32 fetches a library when it
 # is installed.
 $(VENV)-exporters/imgly.stamp: $(wildcard tests/imgly/*) | $(VENV)-exporters/stamp system
-	mkdir -p $(VENV)-exporters/imgly
-	cp tests/imgly/* $(VENV)-exporters/imgly
-	NODE_EXTRA_CA_CERTS=$${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt} \
-	  npm ci --ignore-scripts --loglevel=error --no-audit --no-fund --prefix $(VENV)-exporters/imgly >/dev/null
+	. tests/registries.sh && npm_install tests/imgly $(VENV)-exporters/imgly --ignore-scripts
+	cp tests/imgly/run.mjs $(VENV)-exporters/imgly
 	touch $@
 
 # Other servers of networks, beside which segserve is measured, with segserve in the same environment.

@@ -3,6 +3,7 @@
 # the library that NVIDIA's perf_analyzer is linked to, Debian's torchvision, which is an oracle of the stages, and a
 # compiler for one that has no wheel. With arguments it installs these packages instead, where they are missing.
 set -eu
+. "$(dirname "$0")/registries.sh"
 
 missing=
 for package; do
@@ -27,17 +28,9 @@ else
     command -v npm >/dev/null || missing="$missing npm"
   fi
 fi
-# Registries refuse a request now and then.
-try_thrice() {
-  "$@" || { sleep 10; "$@"; } || { sleep 60; "$@"; }
-}
 install_azurite() {
   [ -n "${azurite-}" ] && [ ! -x "$azurite/node_modules/.bin/azurite-blob" ] || return 0
-  mkdir -p "$azurite"
-  cp "$(dirname "$0")/azurite/package.json" "$(dirname "$0")/azurite/package-lock.json" "$azurite"
-  # Node brings certificate authorities of its own; the machine's may know a mirror's too.
-  NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}" \
-    try_thrice npm ci --loglevel=error --no-audit --no-fund --prefix "$azurite" >/dev/null
+  npm_install "$(dirname "$0")/azurite" "$azurite"
 }
 [ -n "$missing" ] || { install_azurite; exit; }
 
