@@ -106,12 +106,14 @@ def step_times(http_url: str, call: Callable[[], Any], calls: int) -> StepTimes:
         return before.until(Counters.read(http, APART))
 
 
-def check(targets: Mapping[str, Callable[[], Any]]) -> None:
-    """Exit if the hand-written model and ours return different masks: they would not do the same work."""
-    names = (WHOLE, WHOLE_AT_TRITON, WHOLE_APART, BY_HAND)
-    first, *others = (targets[name]().as_numpy("MASKS").tolist() for name in names)
-    if any(other != first for other in others):
-        raise SystemExit("the masks of the hand-written model, or of three steps, differ from ours")
+def same_masks(targets: Mapping[str, Callable[[], Any]]) -> list[bytes]:
+    """Return the masks that all targets answer; exits if they differ, for targets would not do the same work."""
+    by_target = {name: call().as_numpy("MASKS").tolist() for name, call in targets.items()}
+    (first, masks), *others = by_target.items()
+    for name, found in others:
+        if found != masks:
+            raise SystemExit(f"the masks of {name!r} differ from those of {first!r}")
+    return list(masks)
 
 
 def ratios(at: Mapping[int, Mapping[str, Latencies]]) -> dict[str, dict[str, float]]:
@@ -182,7 +184,7 @@ def main() -> None:
             BARE_AT_TRITON: tensor_call(grpc),
             BY_HAND: image_call(by_hand, MONOLITH, jpeg),
         }
-        check(targets)
+        same_masks({name: targets[name] for name in (WHOLE, WHOLE_AT_TRITON, WHOLE_APART, BY_HAND)})
         measure(targets, concurrency=max(CONCURRENCIES), rounds=1, calls=3 * max(CONCURRENCIES))
         # Short rounds, because the speed of a shared machine changes from second to second.
         at = {n: measure(targets, concurrency=n, rounds=calls // (8 * n), calls=8 * n) for n in CONCURRENCIES}
