@@ -23,7 +23,14 @@ from PIL import Image
 from bench.ports import free_ports
 from fakes.waiting import HANG_S
 from segserve_builder.agent import secret
-from segserve_builder.agent.protocol import AssignedModel, Assignment, ModelReport, ModelState, Report
+from segserve_builder.agent.protocol import (
+    HEARTBEAT_FILE,
+    AssignedModel,
+    Assignment,
+    ModelReport,
+    ModelState,
+    Report,
+)
 from segserve_builder.agent.server import TritonServer
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources import folder_digest
@@ -145,7 +152,7 @@ class Group:
         """Return what a report of a living agent says of a revision."""
         with contextlib.suppress(FileNotFoundError):
             report = self.report()
-            if time.time() - report.heartbeat < 5 and report.server_ready:
+            if time.time() - (self.folder / HEARTBEAT_FILE).stat().st_mtime < 5 and report.server_ready:
                 return next((model for model in report.models if model.revision == told.revision), None)
         return None
 

@@ -98,11 +98,11 @@ class Fleet(LocalFleet):
             folder = GroupFolder(root)
             held = [
                 ModelReport(model=each.model, revision=each.revision, state=ModelState.READY, loaded=True)
-                for each in fleet_module._read_assignment(folder).models
+                for each in self._assignment(root.name, folder).models
             ]
             if folder.report.is_dir():
                 folder.report.rename(folder.report.with_name("moved"))
-            ReportFile(folder.report).write(True, tuple(held))
+            ReportFile(root).write(True, tuple(held))
 
 
 @dataclass

@@ -54,6 +54,13 @@ def read_file(path: Path, parse: Callable[[str], T]) -> T:
         raise DamagedFileError(path, f"{type(error).__name__}: {error}") from error
 
 
+def read_tail(path: Path, most_bytes: int) -> bytes:
+    """Return at most so many bytes of a file, the last ones; raises `OSError`."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+        return file.read(most_bytes)
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits; raises `OSError`."""
     with path.open("rb") as file:

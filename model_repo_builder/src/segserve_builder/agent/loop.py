@@ -18,7 +18,14 @@ from typing import Final, TypeAlias
 from segserve_builder.agent import decide
 from segserve_builder.agent.answer_counts import AnswerCounts
 from segserve_builder.agent.cost import Owner, ServedRevision
-from segserve_builder.agent.protocol import Assignment, ModelReport, ModelState, Report
+from segserve_builder.agent.protocol import (
+    HEARTBEAT_FILE,
+    REPORT_FILE,
+    Assignment,
+    ModelReport,
+    ModelState,
+    Report,
+)
 from segserve_builder.agent.runner import LOAD_FAILED, LOST_GPU, ActionFailure, ActionResult, ActionRunner
 from segserve_builder.agent.server import ServerObserver
 from segserve_builder.agent.state import (
@@ -88,7 +95,7 @@ class AgentHealth:
 
 
 class Agent:
-    """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` there.
+    """Keeps one Triton equal to `assignment.json` in `folder`, and writes `report.json` and `heartbeat` there.
 
     `on_report` is called with every change of that report, but not for its heartbeats. At `metrics_port` on loopback,
     the server serves its steps' counts of answers.
@@ -105,7 +112,7 @@ class Agent:
         self._runner = runner
         self._observer = observer
         self._assignment_file = AssignmentFile(folder / "assignment.json")
-        self._report_file = ReportFile(folder / "report.json", on_report)
+        self._report_file = ReportFile(folder, on_report)
         self.health = AgentHealth(time.monotonic())
         self._state = AgentState(answers=AnswerCounts(metrics_port))
         self._assignment: tuple[AssignedRevision, ...] = ()
@@ -123,7 +130,9 @@ class Agent:
         sweep(self._runner.repository.root)
         while not stop.is_set():
             self._pass()
-            self._wake.wait(TICK_S)
+            is_woken = self._wake.wait(TICK_S)
+            if not is_woken and self._is_at_rest and not self._assignment_file.has_changed:
+                self._wake.wait(TICK_S)
             self._wake.clear()
         self._runner.stopping.set()
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -147,6 +156,10 @@ class Agent:
             # The public name counts requests of the former revision until it stands for this one.
             if not each.tree.members or snapshot.serves(each.assigned.model, each.assigned.revision)
         ]
+
+    @property
+    def _is_at_rest(self) -> bool:
+        return self.health.is_settled and not self._state.running
 
     def _pass(self) -> None:
         now_s = time.monotonic()
@@ -363,15 +376,26 @@ class AssignmentFile:
         self._stamp: tuple[int, int] | None = None
         self._assignment: tuple[AssignedRevision, ...] | None = None
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file was replaced since it was last read."""
+        try:
+            return _stamp(self._path) != self._stamp
+        except FileNotFoundError:
+            return False
+
     def read(self) -> tuple[AssignedRevision, ...] | None:
         """Return the assigned models, None before the first assignment; a file that is not valid changes nothing."""
         try:
-            status = self._path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns)
-            if stamp != self._stamp:
+            if (stamp := _stamp(self._path)) != self._stamp:
                 self._stamp = stamp
                 models = read_file(self._path, lambda text: Assignment.model_validate(json.loads(text))).models
-                self._assignment = tuple(map(AssignedRevision.of, models))
+                # A model that is assigned as before stays the same object, which is compared at once.
+                former = {each.revision: each.spec for each in self._assignment or ()}
+                self._assignment = tuple(
+                    replace(each, spec=former[each.revision]) if former.get(each.revision) == each.spec else each
+                    for each in map(AssignedRevision.of, models)
+                )
         except FileNotFoundError:
             return self._assignment
         except DamagedFileError as error:
@@ -381,20 +405,26 @@ class AssignmentFile:
         return self._assignment
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
 class ReportFile:
-    """The report file, replaced as a whole: at once after a change, else once per heartbeat.
+    """The report file in `folder`, replaced as a whole after a change; a heartbeat renews the time of another file.
 
     The last report of an earlier agent stays for `TAKEOVER_S`, for `PROVING_S` unless a model has to be loaded, or
     until this agent has the state of its models: a server that still serves must not lose its traffic because its
     agent restarts.
     """
 
-    def __init__(self, path: Path, on_report: OnReport = lambda *_: None) -> None:
-        self._path = path
+    def __init__(self, folder: Path, on_report: OnReport = lambda *_: None) -> None:
+        self._path, self._heartbeat = folder / REPORT_FILE, folder / HEARTBEAT_FILE
         self._on_report = on_report
-        self._began_s = time.monotonic() if path.exists() else -math.inf
+        self._began_s = time.monotonic() if self._path.exists() else -math.inf
         self._content: tuple[bool, tuple[ModelReport, ...]] | None = None
-        self._written_s = 0.0
+        self._text = ""
+        self._renewed_s = 0.0
 
     def write(self, server_ready: bool, models: tuple[ModelReport, ...]) -> None:
         """Write the report if it changed or its heartbeat is due."""
@@ -405,10 +435,22 @@ class ReportFile:
         if server_ready and not settled and now_s < self._began_s + inherited_s:
             return
         self._began_s = -math.inf
-        if content == self._content and now_s - self._written_s < HEARTBEAT_S:
+        changed = content != self._content
+        if not changed and now_s - self._renewed_s < HEARTBEAT_S:
             return
-        report = Report(heartbeat=time.time(), server_ready=server_ready, models=models)
-        replace_file(self._path, report.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True))
-        if content != self._content:
+        if changed:
+            report = Report(server_ready=server_ready, models=models)
+            self._text = report.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+        if not self._is_written():
+            replace_file(self._path, self._text)
+        self._heartbeat.touch()
+        if changed:
             self._on_report(server_ready, models)
-        self._content, self._written_s = content, now_s
+        self._content, self._renewed_s = content, now_s
+
+    def _is_written(self) -> bool:
+        # What was damaged, or removed with a server that ended, is written again.
+        try:
+            return read_file(self._path, str) == self._text
+        except (OSError, ValueError):
+            return False

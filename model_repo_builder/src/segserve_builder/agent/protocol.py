@@ -16,6 +16,10 @@ from segserve_builder.spec.model_spec import Artifact, FrozenModel, Golden, Mode
 from segserve_builder.spec.reading import read_tolerantly
 from segserve_builder.steps.pipeline import NetworkArtifact, NetworkRole, Pipeline
 
+REPORT_FILE: Final = "report.json"
+"""Name of the report in a group's folder; it is written when it changes."""
+HEARTBEAT_FILE: Final = "heartbeat"
+"""Name of the file whose time an agent renews at least every two seconds."""
 _UNITS: Final = 65534
 """Steps of a packed quality between 0 and 1; `_NOT_MEASURED` stands for NaN."""
 _NOT_MEASURED: Final = 65535
@@ -308,9 +312,8 @@ class ModelReport(FrozenModel):
 
 
 class Report(FrozenModel):
-    """All revisions on one server. `heartbeat` is a Unix time in seconds, renewed at least every two seconds."""
+    """All revisions on one server."""
 
-    heartbeat: float
     server_ready: bool
     models: tuple[ModelReport, ...] = ()
 
@@ -318,10 +321,12 @@ class Report(FrozenModel):
     def read(cls, plain: Mapping[str, Any]) -> Self:
         """Return the report of a JSON value.
 
-        Models whose report cannot be read are left out. Raises `ValidationError` if there is no readable heartbeat.
+        Models whose report cannot be read are left out. Raises `ValidationError` if it does not say whether
+        the server is ready.
         """
-        rest = {name: plain[name] for name in ("heartbeat", "serverReady") if name in plain}
-        return cls.model_validate({**rest, "models": read_reports(plain.get("models", ()))})
+        return cls.model_validate(
+            {"serverReady": plain.get("serverReady"), "models": read_reports(plain.get("models", ()))}
+        )
 
 
 def read_reports(plain: Iterable[Any]) -> tuple[ModelReport, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import glob
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from segserve_builder.agent.protocol import REPORT_FILE
 from segserve_common.backoff import Backoff, RetryDelays
 from segserve_common.files import write_private
 from segserve_operator.adapters.checks.context import CheckContext
@@ -24,7 +25,7 @@ from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.access import local_access
-from segserve_operator.adapters.local.files import PlatformError, StateFolder, bound_log, read_platform
+from segserve_operator.adapters.local.files import PlatformError, StateFolder, bound_log, config_folder, read_platform
 from segserve_operator.adapters.local.fleet import LocalFleet, LocalResources
 from segserve_operator.adapters.local.gateway import LocalGateway, PortTakenError
 from segserve_operator.adapters.local.request_history import RequestHistory
@@ -43,8 +44,11 @@ from segserve_operator.local_platform.metrics import LocalMetrics
 from segserve_operator.service import ActionLog, Service, Traffic
 
 POLL_S: Final = 0.1
+REST_POLL_S: Final = 0.25
 PASS_INTERVAL_S: Final = 1.0
 SHORTEST_PASS_INTERVAL_S: Final = 0.2
+REST_S: Final = 5.0
+"""Interval of passes at rest, which a change of a file or the end of a process ends at once."""
 RETRY_BACKOFF: Final = Backoff(first_s=0.2, longest_s=5.0)
 LOG_CHECK_INTERVAL_S: Final = 60.0
 COUNT_INTERVAL_S: Final = 60.0
@@ -111,7 +115,7 @@ class FasterTraffic:
 
 
 class Supervisor:
-    """Runs a pass of the service after each change of a file, and at least once a second.
+    """Runs a pass of the service after each change of a file, and once a second; at rest, once in `REST_S`.
 
     Decisions are made by a clock that is `speed` times as fast; servers, gateway and checks are unaffected.
     """
@@ -146,6 +150,7 @@ class Supervisor:
         self.action_log = ActionLog()
         self.stopping = asyncio.Event()
         self._retries, self._retry_s = RetryDelays(RETRY_BACKOFF), 0.0
+        self._at_rest = False
 
     async def run(self) -> None:
         """Supervise until `stopping` is set. Processes of an earlier supervisor are adopted as they are."""
@@ -157,18 +162,19 @@ class Supervisor:
         await self._pass()
         self._write_record(observed=True)
         self.history.check()
-        last_mtimes, passed_s, logs_checked_s, counted_s = None, 0.0, 0.0, 0.0
+        last_seen, passed_s, logs_checked_s, counted_s = None, 0.0, 0.0, 0.0
         while not self.stopping.is_set():
-            mtimes = self._mtimes()
-            due = mtimes != last_mtimes or time.monotonic() - passed_s > self._pass_interval_s
-            # Reports change all the time: they do not shorten the delay of a pass that keeps failing.
+            seen = self._seen()
+            interval_s = REST_S if self._at_rest else self._pass_interval_s
+            due = seen != last_seen or time.monotonic() - passed_s > interval_s
+            # Reports may change all the time: they do not shorten the delay of a pass that keeps failing.
             if due and time.monotonic() >= self._retry_s:
-                last_mtimes, passed_s = mtimes, time.monotonic()
+                last_seen, passed_s = seen, time.monotonic()
+                if read_platform(self.state) is None:  # the record was damaged: commands would not find this platform
+                    with contextlib.suppress(OSError):
+                        self._write_record(observed=True)
                 if await self._pass():
                     passed_s = float("-inf")  # its writes may allow further actions at once
-            if read_platform(self.state) is None:  # the record was damaged: commands would not find this platform
-                with contextlib.suppress(OSError):
-                    self._write_record(observed=True)
             if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:
                 logs_checked_s = time.monotonic()
                 for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
@@ -177,7 +183,7 @@ class Supervisor:
                 counted_s = time.monotonic()
                 await self._count_requests()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), POLL_S)
+                await asyncio.wait_for(self.stopping.wait(), REST_POLL_S if self._at_rest else POLL_S)
         await self._count_requests()
         await self.check_runner.close()
         await self.notifier.aclose()
@@ -200,6 +206,7 @@ class Supervisor:
 
     async def _pass(self) -> bool:
         actions: tuple[Action, ...] = ()
+        self._at_rest = False
         with contextlib.suppress(SpecError):  # callers are known as before, until the pool can be read again
             self.gateway.follow(self._store.pool().spec.gateway)
         try:
@@ -208,6 +215,7 @@ class Supervisor:
             models, failures = await self._store.models(), self.service.failures.values()
             self.metrics.observe(models, kept.records, kept.drifts, failures)
             self._retries.reset()
+            self._at_rest = kept.at_rest and not actions and not self.service.failures and kept.repeat_s == math.inf
         except Exception as error:
             # A failed pass must not end the supervisor: the next one starts from the current state.
             defect = None if isinstance(error, (EnvoyUnreachableError, PortTakenError)) else error
@@ -224,15 +232,31 @@ class Supervisor:
             self._pool = self._store.pool()
         return self._pool
 
-    def _mtimes(self) -> dict[str, int]:
-        """Return the modification times, in ns, of resources, agents' reports and process records."""
-        mtimes = {}
-        # Ten times a second, with hundreds of files: `Path.glob` takes several times as long.
-        for pattern in ("objects/*/*/spec.yaml", "groups/*/report.json", "groups/*/*.process.json"):
-            for path in glob.iglob(pattern, root_dir=self.state.root):  # noqa: PTH207
-                with contextlib.suppress(FileNotFoundError):
-                    mtimes[path] = (self.state.root / path).stat().st_mtime_ns
-        return mtimes
+    def _seen(self) -> dict[str, object]:
+        """Return what a pass is due for: times, in ns, of resources, Secrets and reports, and which processes run."""
+        state, seen = self.state, dict[str, object]()
+        secrets = (folder for root in (state.secrets, config_folder() / "secrets") for folder in _inside(root))
+        resources = (folder for kind in _inside(state.objects) for folder in _inside(kind))
+        groups = _inside(state.groups)
+        files = [f"{folder}/spec.yaml" for folder in resources] + [f"{folder}/{REPORT_FILE}" for folder in groups]
+        files += [path for folder in secrets for path in _inside(folder)]
+        for path in files:  # of hundreds of files, several times a second: `Path` takes several times as long
+            with contextlib.suppress(OSError):
+                seen[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
+        for path in (path for folder in (str(state.gateway), *groups) for path in _inside(folder)):
+            if path.endswith(".process.json"):
+                record = processes.read_record(Path(path))
+                seen[path] = record, record is not None and record.is_running
+        return seen
+
+
+def _inside(folder: str | Path) -> list[str]:
+    """Return the paths in a folder, none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries]
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager

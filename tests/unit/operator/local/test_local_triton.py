@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from segserve_builder.agent import secret
-from segserve_builder.agent.protocol import Report
+from segserve_builder.agent.protocol import HEARTBEAT_FILE, Report
 from segserve_builder.render import tritonserver
 from segserve_builder.render.tritonserver import Ports
 from segserve_builder.sources.access import LOCAL
@@ -113,7 +113,9 @@ class Watch:
         return asyncio.run(self.fleet.groups())["main"].intact
 
     def report(self, heartbeat: float) -> None:
-        write_private(self.folder.report, Report(heartbeat=heartbeat, server_ready=True).model_dump_json(by_alias=True))
+        write_private(self.folder.report, Report(server_ready=True).model_dump_json(by_alias=True))
+        write_private(self.folder.root / HEARTBEAT_FILE, "")
+        os.utime(self.folder.root / HEARTBEAT_FILE, (heartbeat, heartbeat))
 
 
 @pytest.fixture

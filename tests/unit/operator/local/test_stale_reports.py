@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from segserve_builder.agent.protocol import Report
+from segserve_builder.agent.protocol import HEARTBEAT_FILE, Report
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local import fleet as module
 from segserve_operator.adapters.local.files import StateFolder
@@ -35,9 +35,9 @@ async def test_a_server_is_ready(
     folder.root.mkdir(parents=True)
     folder.ports.write_text('{"http": 20000, "grpc": 20001, "metrics": 20002}')
     folder.record("triton").write_text(ProcessRecord.of(os.getpid()).to_json())
-    folder.report.write_text(
-        Report(heartbeat=time.time() - age_s, server_ready=True, models=()).model_dump_json(by_alias=True)
-    )
+    folder.report.write_text(Report(server_ready=True).model_dump_json(by_alias=True))
+    (folder.root / HEARTBEAT_FILE).touch()
+    os.utime(folder.root / HEARTBEAT_FILE, (time.time() - age_s,) * 2)
 
     async def probe(http_port: int) -> bool:
         assert http_port == 20000

@@ -1,8 +1,13 @@
-"""A supervisor whose passes fail goes on, and ever more slowly, however often files change."""
+"""When a supervisor passes: at rest seldom but at once after a change, and ever more seldom while passes fail."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,51 +15,124 @@ from typing import Any, cast
 
 import pytest
 
+from segserve_builder.agent.protocol import HEARTBEAT_FILE, REPORT_FILE
 from segserve_common.backoff import RetryDelays
-from segserve_operator.adapters.local.files import StateFolder
+from segserve_common.process_record import ProcessRecord
+from segserve_operator.adapters.local.files import CONFIG_VARIABLE, StateFolder, config_folder
 from segserve_operator.adapters.local.request_history import RequestHistory
 from segserve_operator.adapters.local.store import LocalStore
+from segserve_operator.core.models.actions import Action
 from segserve_operator.local_platform import supervisor as module
-from segserve_operator.local_platform.supervisor import RETRY_BACKOFF, Supervisor
+from segserve_operator.local_platform.supervisor import REST_POLL_S, REST_S, RETRY_BACKOFF, Supervisor
 from segserve_operator.service import ActionLog
 
 PASSES = 30
 
 
-async def test_a_pass_that_keeps_failing_is_repeated_ever_more_seldom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def pass_times(
+    state: StateFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    run_once: Callable[[], tuple[Action, ...]],
+    *,
+    passes: int = PASSES,
+    between: Callable[[float], object] = lambda _: None,
+) -> list[float]:
+    """Run a supervisor for so many passes of a world at rest, and return when each began; nothing waits really."""
     supervisor, now_s, began_s = object.__new__(Supervisor), 0.0, list[float]()
+    cache = SimpleNamespace(at_rest=True, repeat_s=math.inf, records={}, drifts={})
     nothing: Any = SimpleNamespace(follow=lambda _: None, url="", ca_file=None, samples=_no_samples)
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
 
-    async def fail() -> None:
+    async def one() -> tuple[Action, ...]:
         nonlocal now_s
         began_s.append(now_s)
         now_s += 0.01
-        if len(began_s) == PASSES:
+        if len(began_s) == passes:
             supervisor.stopping.set()
-        raise RuntimeError("no")
+        return run_once()
 
     async def wait(_: object, timeout_s: float) -> None:
         nonlocal now_s
         cast(Any, _).close()
         now_s += timeout_s
+        between(now_s)
 
     monkeypatch.setattr(module.asyncio, "wait_for", wait)
-    closed: Any = SimpleNamespace(close=_nothing, aclose=_nothing)
-    supervisor.state, supervisor._store = StateFolder(tmp_path), LocalStore(StateFolder(tmp_path))
+    closed: Any = SimpleNamespace(close=_nothing, aclose=_nothing, observe=lambda *_: None)
+    supervisor.state, supervisor._store = state, LocalStore(state)
     supervisor.gateway, supervisor.action_log, supervisor.stopping = nothing, ActionLog(), asyncio.Event()
-    supervisor.history = RequestHistory(tmp_path / "requests.jsonl")
-    supervisor.service = cast(Any, SimpleNamespace(run_once=fail, failures={}))
-    supervisor.check_runner = supervisor.notifier = supervisor.worker = closed
+    supervisor.history = RequestHistory(state.root / "requests.jsonl")
+    supervisor.service = cast(Any, SimpleNamespace(run_once=one, failures={}, rollout_cache=cache))
+    supervisor.check_runner = supervisor.notifier = supervisor.worker = supervisor.metrics = closed
     supervisor._pass_interval_s, supervisor._retries, supervisor._retry_s = 1.0, RetryDelays(RETRY_BACKOFF), 0.0
-    changes = count()
-    monkeypatch.setattr(Supervisor, "_mtimes", lambda _: {"report.json": next(changes)})
-
+    supervisor._at_rest = False
     await supervisor._run()
+    return began_s
+
+
+async def test_a_pass_that_keeps_failing_is_repeated_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = count()
+    monkeypatch.setattr(Supervisor, "_seen", lambda _: {REPORT_FILE: next(changes)})
+
+    def fail() -> tuple[Action, ...]:
+        raise RuntimeError("no")
+
+    began_s = await pass_times(StateFolder(tmp_path), monkeypatch, fail)
 
     assert began_s[-1] > (PASSES - 6) * RETRY_BACKOFF.longest_s
+
+
+async def test_at_rest_passes_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began_s = await pass_times(StateFolder(tmp_path), monkeypatch, tuple)
+
+    assert began_s[-1] > (PASSES - 3) * REST_S
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A group's server that runs."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as running:
+        group = tmp_path / "groups/main"
+        group.mkdir(parents=True)
+        (group / "triton.process.json").write_text(ProcessRecord.of(running.pid).to_json())
+        yield running
+        running.kill()
+
+
+@pytest.mark.parametrize("change", ["resource", "report", "Secret", "Secret of all platforms", "end", "heartbeat"])
+async def test_what_concerns_a_pass_ends_the_rest_at_once(
+    change: str, process: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateFolder(tmp_path)
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "config"))
+    files = {
+        "resource": state.objects / "SegmentationModel/coins/spec.yaml",
+        "report": state.groups / "main" / REPORT_FILE,
+        "heartbeat": state.groups / "main" / HEARTBEAT_FILE,
+        "Secret": state.secrets / "keys/callers",
+        "Secret of all platforms": config_folder() / "secrets/keys/callers",
+    }
+    for file in files.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    changed_s = 0.0
+
+    def alter(now_s: float) -> None:
+        nonlocal changed_s
+        if not changed_s and now_s > 3.5 * REST_S:
+            changed_s = now_s
+            if change == "end":
+                process.kill()
+                process.wait()
+            else:
+                os.utime(files[change], (1, 1))
+
+    began_s = await pass_times(state, monkeypatch, tuple, passes=8, between=alter)
+
+    after_s = next(each for each in began_s if each >= changed_s) - changed_s
+    assert (after_s < REST_POLL_S) is (change != "heartbeat")
 
 
 async def _no_samples(_: object) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class StateFolder:
         if not self.format.exists() and not self.objects.exists():
             write_private(self.format, f"{STORE_FORMAT}\n")
         try:
-            found = int(self.format.read_text()) if self.format.exists() else None
+            found = read_file(self.format, int) if self.format.exists() else None
         except (OSError, ValueError):
             return
         if found != STORE_FORMAT:

@@ -20,7 +20,7 @@ from typing import Final
 import httpx
 
 from segserve_builder.agent.processes import resident_bytes
-from segserve_builder.agent.protocol import Assignment, Report
+from segserve_builder.agent.protocol import HEARTBEAT_FILE, REPORT_FILE, Assignment, Report
 from segserve_builder.render.tritonserver import Ports, sweep_shm
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
 from segserve_builder.steps.crash_record import forget_crashes
@@ -72,7 +72,15 @@ class GroupFolder:
     @property
     def report(self) -> Path:
         """State of the server; written by the agent."""
-        return self.root / "report.json"
+        return self.root / REPORT_FILE
+
+    @property
+    def heartbeat_s(self) -> float | None:
+        """Unix time at which the agent last renewed its report; None before the first."""
+        try:
+            return (self.root / HEARTBEAT_FILE).stat().st_mtime
+        except OSError:
+            return None
 
     @property
     def repository(self) -> Path:
@@ -120,21 +128,21 @@ class RestartDelays:
 
 @dataclass(frozen=True, slots=True)
 class AgentPulse:
-    """A group's agent and the heartbeat of its last report, since when both are so, and the last look (monotonic)."""
+    """A group's agent and its last heartbeat, since when both are so, and the last look (monotonic)."""
 
     agent: ProcessRecord | None
-    heartbeat: float | None
+    heartbeat_s: float | None
     since_s: float
     looked_s: float
     has_reported: bool = False
     """Whether a report of this agent has come since it was first seen."""
 
-    def after(self, agent: ProcessRecord | None, heartbeat: float | None, now_s: float) -> AgentPulse:
+    def after(self, agent: ProcessRecord | None, heartbeat_s: float | None, now_s: float) -> AgentPulse:
         """Return the pulse of a later look."""
         if agent != self.agent:
-            return AgentPulse(agent, heartbeat, now_s, now_s)
-        if heartbeat != self.heartbeat:
-            return AgentPulse(agent, heartbeat, now_s, now_s, has_reported=True)
+            return AgentPulse(agent, heartbeat_s, now_s, now_s)
+        if heartbeat_s != self.heartbeat_s:
+            return AgentPulse(agent, heartbeat_s, now_s, now_s, has_reported=True)
         # A process that looks so late was itself stopped, and the agent with it.
         since_s = now_s if now_s - self.looked_s > AGENT_HANGS_S else self.since_s
         return replace(self, since_s=since_s, looked_s=now_s)
@@ -161,6 +169,8 @@ class LocalFleet:
     _stopping_since: dict[str, float] = field(default_factory=dict)
     _pulses: dict[str, AgentPulse] = field(default_factory=dict)
     _reports: dict[str, Report | None] = field(default_factory=dict)
+    _assignments: dict[str, tuple[int, Assignment]] = field(default_factory=dict)
+    """What was read from each group's file of which time, in ns."""
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group with the state of its processes and the report of its agent."""
@@ -175,11 +185,12 @@ class LocalFleet:
         ports = _read_ports(folder)
         self._reports[name] = report = _read_report(folder, self._reports.get(name))
         triton = processes.is_alive(processes.read_record(folder.record("triton")))
+        heartbeat_s = folder.heartbeat_s
         record, now_s = processes.read_record(folder.record("agent")), time.monotonic()
         pulse = self._pulses.get(name, AgentPulse(None, None, now_s, now_s))
-        self._pulses[name] = pulse = pulse.after(record, report.heartbeat if report is not None else None, now_s)
+        self._pulses[name] = pulse = pulse.after(record, heartbeat_s, now_s)
         agent = processes.is_alive(record) and not pulse.hangs
-        age_s = time.time() - report.heartbeat if report is not None else math.inf
+        age_s = time.time() - heartbeat_s if heartbeat_s is not None else math.inf
         is_fresh = age_s < FRESH_S or (age_s < REPORT_MAX_AGE_S and await _answers(ports.http))
         server = ServerObserved(
             name=name,
@@ -189,8 +200,19 @@ class LocalFleet:
             reports=report.models if report is not None else (),
         )
         return GroupObserved(
-            name, (server,), intact=triton and agent and has_secret(folder), assignment=_read_assignment(folder)
+            name, (server,), intact=triton and agent and has_secret(folder), assignment=self._assignment(name, folder)
         )
+
+    def _assignment(self, name: str, folder: GroupFolder) -> Assignment:
+        """Return the assignment; a damaged one counts as empty, and is written again."""
+        try:
+            changed_ns = folder.assignment.stat().st_mtime_ns
+            if name not in self._assignments or self._assignments[name][0] != changed_ns:
+                read = read_file(folder.assignment, lambda text: Assignment.model_validate(json.loads(text)))
+                self._assignments[name] = changed_ns, read
+        except (OSError, DamagedFileError):
+            return Assignment()
+        return self._assignments[name][1]
 
     async def start(self, group: str, replicas: int = 1) -> None:
         """Start the processes of a group that do not run, with growing delays if they keep ending.
@@ -295,6 +317,7 @@ class LocalFleet:
         del self._stopping_since[group]
         self._pulses.pop(group, None)
         self._reports.pop(group, None)
+        self._assignments.pop(group, None)
         for process in ("agent", "triton"):
             self._restarts.pop(folder.record(process), None)
         sweep_shm(shm_prefix(self.state, group))
@@ -379,14 +402,6 @@ def has_secret(folder: GroupFolder) -> bool:
     if _SECRET.fullmatch(word):
         write_private(folder.secret, word)
     return _SECRET.fullmatch(word) is not None
-
-
-def _read_assignment(folder: GroupFolder) -> Assignment:
-    """Return the assignment; a damaged one counts as empty, and is written again."""
-    try:
-        return read_file(folder.assignment, lambda text: Assignment.model_validate(json.loads(text)))
-    except (OSError, DamagedFileError):
-        return Assignment()
 
 
 def _read_report(folder: GroupFolder, former: Report | None) -> Report | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from segserve_common.files import write_private
+from segserve_common.files import read_tail, write_private
 from segserve_operator.adapters.local.files import bound_log
 from segserve_operator.core.rollout.counters import Sample
 
@@ -46,6 +46,7 @@ class RequestHistory:
     def check(self) -> None:
         """Drop a line that a crash has cut short, and discard a file that is damaged, with a warning."""
         try:
+            bound_log(self._path, limit_bytes=LIMIT_BYTES, kept_bytes=KEPT_BYTES)
             data = self._path.read_bytes()
             for line in data[: data.rfind(b"\n") + 1].splitlines():
                 _parse(line)
@@ -81,7 +82,7 @@ class RequestHistory:
 def read_history(path: Path, since_s: float) -> Iterator[tuple[float, dict[str, CountedRequests]]]:
     """Yield the minutes after a Unix time and what each model was asked then; unreadable lines are left out."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_tail(path, LIMIT_BYTES).splitlines()
     except FileNotFoundError:
         return
     for line in lines:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from segserve_common.files import DamagedFileError, UnreadableFileError
+from segserve_common.files import DamagedFileError, UnreadableFileError, read_tail
 from segserve_common.kube.names import DOMAIN
 from segserve_operator.adapters.local.files import StateFolder, bound_log, read_digested_yaml, read_yaml, write_yaml
 from segserve_operator.core.world.event import Event
@@ -59,7 +59,7 @@ def add_event(folder: Path, event: Event, now_s: float) -> None:
 def read_events(folder: Path) -> list[tuple[float, Event]]:
     """Return the events with their Unix times in seconds, oldest first; unreadable ones are left out."""
     try:
-        lines = _file(folder).read_text(errors="replace").splitlines()
+        lines = read_tail(_file(folder), MOST_BYTES).decode(errors="replace").splitlines()
     except OSError:
         return []
     return list(_parsed(lines))
