@@ -70,15 +70,17 @@ def platform_cpu_s(running: Running) -> float:
 
 def main() -> int:
     """Measure, write the results, and print them."""
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found, cores = ratios(folder), at_rest(folder)
-    result = {"ratios": found, "at rest, cores": cores}
+    load = [round(each, 2) for each in (before, os.getloadavg()[0])]
+    result = {"ratios": found, "at rest, cores": cores, "load before and after": load}
     (ROOT / "bench/out/hands.json").write_text(json.dumps(result, indent=1) + "\n")
     table = Table("", "import numpy", "limit", title="CPU")
     for what, ratio in found.items():
         table.add_row(what, f"{ratio:.2f}", f"{LIMITS[what]:g}" if what in LIMITS else "")
-    Console().print(table, f"{MODELS} models at rest: {cores} cores")
+    Console().print(table, f"{MODELS} models at rest: {cores} cores; load {load[0]} before, {load[1]} after")
     return 0
 
 

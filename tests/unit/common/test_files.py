@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segserve_common.files import replace_file, replacing
+from segserve_common.files import read_tail, replace_file, replacing
 
 
 @pytest.mark.parametrize("content", ["grün\n", b"\x00\xff"])
@@ -75,3 +75,15 @@ def test_the_umask_applies(umask: int, mode: int, tmp_path: Path) -> None:
 
     assert (tmp_path / "open").stat().st_mode & 0o777 == mode
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_end_of_a_file_is_read_however_large_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        file.truncate(2**42)  # without blocks; more than the machine's memory
+        file.seek(0, os.SEEK_END)
+        file.write(b"last")
+
+    assert read_tail(path, 6) == b"\0\0last"
+    path.write_bytes(b"all")
+    assert read_tail(path, 6) == b"all"

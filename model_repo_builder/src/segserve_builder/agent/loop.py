@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -131,7 +132,7 @@ class Agent:
         while not stop.is_set():
             self._pass()
             is_woken = self._wake.wait(TICK_S)
-            if not is_woken and self._is_at_rest and not self._assignment_file.has_changed:
+            if not is_woken and self._is_at_rest:
                 self._wake.wait(TICK_S)
             self._wake.clear()
         self._runner.stopping.set()
@@ -159,7 +160,9 @@ class Agent:
 
     @property
     def _is_at_rest(self) -> bool:
-        return self.health.is_settled and not self._state.running
+        """Whether nothing is under way, and neither the assignment nor a process gives reason for a pass."""
+        quiet = self.health.is_settled and not self._state.running
+        return quiet and not self._assignment_file.has_changed and not self._observer.has_lost_processes(self._state)
 
     def _pass(self) -> None:
         now_s = time.monotonic()
@@ -390,7 +393,7 @@ class AssignmentFile:
             if (stamp := _stamp(self._path)) != self._stamp:
                 self._stamp = stamp
                 models = read_file(self._path, lambda text: Assignment.model_validate(json.loads(text))).models
-                # A model that is assigned as before stays the same object, which is compared at once.
+                # The spec of a model that is assigned as before stays the same object, which is compared at once.
                 former = {each.revision: each.spec for each in self._assignment or ()}
                 self._assignment = tuple(
                     replace(each, spec=former[each.revision]) if former.get(each.revision) == each.spec else each
@@ -444,6 +447,7 @@ class ReportFile:
         if not self._is_written():
             replace_file(self._path, self._text)
         self._heartbeat.touch()
+        os.utime(self._heartbeat, (time.time(),) * 2)  # by this machine's clock, which the file system's may not be
         if changed:
             self._on_report(server_ready, models)
         self._content, self._renewed_s = content, now_s

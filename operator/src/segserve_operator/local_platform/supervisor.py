@@ -19,7 +19,8 @@ from typing import Final
 
 from segserve_builder.agent.protocol import REPORT_FILE
 from segserve_common.backoff import Backoff, RetryDelays
-from segserve_common.files import write_private
+from segserve_common.files import DamagedFileError, read_file, write_private
+from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.checks.context import CheckContext
 from segserve_operator.adapters.checks.gateway import InternalGateway
 from segserve_operator.adapters.checks.runner import BackgroundCheckRunner
@@ -47,7 +48,7 @@ POLL_S: Final = 0.1
 REST_POLL_S: Final = 0.25
 PASS_INTERVAL_S: Final = 1.0
 SHORTEST_PASS_INTERVAL_S: Final = 0.2
-REST_S: Final = 5.0
+REST_S: Final = 10.0
 """Interval of passes at rest, which a change of a file or the end of a process ends at once."""
 RETRY_BACKOFF: Final = Backoff(first_s=0.2, longest_s=5.0)
 LOG_CHECK_INTERVAL_S: Final = 60.0
@@ -170,11 +171,11 @@ class Supervisor:
             # Reports may change all the time: they do not shorten the delay of a pass that keeps failing.
             if due and time.monotonic() >= self._retry_s:
                 last_seen, passed_s = seen, time.monotonic()
-                if read_platform(self.state) is None:  # the record was damaged: commands would not find this platform
-                    with contextlib.suppress(OSError):
-                        self._write_record(observed=True)
                 if await self._pass():
                     passed_s = float("-inf")  # its writes may allow further actions at once
+            if read_platform(self.state) is None:  # the record was damaged: commands would not find this platform
+                with contextlib.suppress(OSError):
+                    self._write_record(observed=True)
             if time.monotonic() - logs_checked_s > LOG_CHECK_INTERVAL_S:
                 logs_checked_s = time.monotonic()
                 for path in (self.state.log, *self.state.gateway.glob("*.log"), *self.state.groups.glob("*/*.log")):
@@ -245,8 +246,9 @@ class Supervisor:
                 seen[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
         for path in (path for folder in (str(state.gateway), *groups) for path in _inside(folder)):
             if path.endswith(".process.json"):
-                record = processes.read_record(Path(path))
-                seen[path] = record, record is not None and record.is_running
+                with contextlib.suppress(OSError, DamagedFileError):  # a pass writes a damaged one again
+                    record = read_file(Path(path), ProcessRecord.from_json)
+                    seen[path] = record, record.is_running
         return seen
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import numpy as np
@@ -208,3 +209,38 @@ def test_a_server_that_unloads_nothing_is_ended_if_it_serves_nothing_else(
     pod.passes(60)
     assert pod.triton.ended
     assert pod.models == {}
+
+
+def test_a_process_that_has_ended_and_an_assignment_end_the_rest_of_an_agent(pod: Pod, coins: AssignedModel) -> None:
+    lost = set[str]()
+    watch = SimpleNamespace(server_runs=lambda: True, short_of=lambda needed: lost & needed.keys())
+    pod.assign(coins)
+    assert not pod.agent._is_at_rest
+    pod.passes(5)
+    cast(Any, pod.agent)._observer._processes = watch
+    assert pod.agent._is_at_rest
+
+    (prepared,) = pod.agent._state.published()
+    lost.add(prepared.steps[-1])
+    assert not pod.agent._is_at_rest
+    lost.clear()
+    assert pod.agent._is_at_rest
+    watch.server_runs = lambda: False
+    assert not pod.agent._is_at_rest
+    watch.server_runs = lambda: True
+    pod.assign(coins)
+    assert not pod.agent._is_at_rest
+
+
+def test_a_model_that_is_assigned_as_before_is_the_same_object(tmp_path: Path, coins: AssignedModel) -> None:
+    file = loop.AssignmentFile(tmp_path / "assignment.json")
+
+    def read(*models: AssignedModel) -> AssignedModel:
+        replace_file(tmp_path / "assignment.json", json.dumps(Assignment(models=models).to_json()))
+        return (file.read() or ())[0].spec
+
+    first = read(coins)
+
+    assert first == coins
+    assert read(coins) is first
+    assert read(coins.model_copy(update={"processes": "shared"})).processes == "shared"

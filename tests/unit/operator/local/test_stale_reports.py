@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from segserve_builder.agent.protocol import HEARTBEAT_FILE, Report
+from segserve_builder.agent.protocol import HEARTBEAT_FILE, REPORT_FILE, Report
 from segserve_common.process_record import ProcessRecord
 from segserve_operator.adapters.local import fleet as module
 from segserve_operator.adapters.local.files import StateFolder
@@ -26,8 +26,9 @@ from segserve_operator.adapters.local.fleet import LocalFleet
         pytest.param(40.0, True, False, id="one that is too old is not"),
     ],
 )
+@pytest.mark.parametrize("file", [HEARTBEAT_FILE, REPORT_FILE], ids=["", "of an agent of an earlier release"])
 async def test_a_server_is_ready(
-    age_s: float, answers: bool, ready: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, age_s: float, answers: bool, ready: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing: Any = None
     fleet = LocalFleet(StateFolder(tmp_path), nothing, tmp_path, nothing)
@@ -36,8 +37,9 @@ async def test_a_server_is_ready(
     folder.ports.write_text('{"http": 20000, "grpc": 20001, "metrics": 20002}')
     folder.record("triton").write_text(ProcessRecord.of(os.getpid()).to_json())
     folder.report.write_text(Report(server_ready=True).model_dump_json(by_alias=True))
-    (folder.root / HEARTBEAT_FILE).touch()
-    os.utime(folder.root / HEARTBEAT_FILE, (time.time() - age_s,) * 2)
+    renewed = folder.root / file
+    renewed.touch()
+    os.utime(renewed, (time.time() - age_s,) * 2)
 
     async def probe(http_port: int) -> bool:
         assert http_port == 20000

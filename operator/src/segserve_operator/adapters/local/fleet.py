@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -41,10 +42,10 @@ from segserve_operator.core.world.observed import GroupObserved, ServerObserved
 
 FRESH_S: Final = 6.0
 REPORT_MAX_AGE_S: Final = 30.0
-"""How old the last report of a server's agent may be, as on a cluster; beyond `FRESH_S` Triton itself must answer."""
+"""How old an agent's last heartbeat may be, as on a cluster; beyond `FRESH_S` Triton itself must answer."""
 PROBE_TIMEOUT_S: Final = 2.0
 AGENT_STARTS_S: Final = 300.0
-"""How long an agent may take for its first report; on a cluster its probes allow as much, and end it as well."""
+"""How long an agent may take for its first heartbeat; on a cluster its probes allow as much, and end it as well."""
 AGENT_HANGS_S: Final = 60.0
 """How long it may go on without another one."""
 RESTART_BACKOFF: Final = Backoff(first_s=0.5, longest_s=30.0)
@@ -76,11 +77,11 @@ class GroupFolder:
 
     @property
     def heartbeat_s(self) -> float | None:
-        """Unix time at which the agent last renewed its report; None before the first."""
-        try:
-            return (self.root / HEARTBEAT_FILE).stat().st_mtime
-        except OSError:
-            return None
+        """Unix time of the agent's last heartbeat; None before the first."""
+        for name in (HEARTBEAT_FILE, REPORT_FILE):  # an agent of an earlier release renews its report
+            with suppress(OSError):
+                return (self.root / name).stat().st_mtime
+        return None
 
     @property
     def repository(self) -> Path:
@@ -134,23 +135,23 @@ class AgentPulse:
     heartbeat_s: float | None
     since_s: float
     looked_s: float
-    has_reported: bool = False
-    """Whether a report of this agent has come since it was first seen."""
+    had_heartbeat: bool = False
+    """Whether a heartbeat of this agent has come since it was first seen."""
 
     def after(self, agent: ProcessRecord | None, heartbeat_s: float | None, now_s: float) -> AgentPulse:
         """Return the pulse of a later look."""
         if agent != self.agent:
             return AgentPulse(agent, heartbeat_s, now_s, now_s)
         if heartbeat_s != self.heartbeat_s:
-            return AgentPulse(agent, heartbeat_s, now_s, now_s, has_reported=True)
+            return AgentPulse(agent, heartbeat_s, now_s, now_s, had_heartbeat=True)
         # A process that looks so late was itself stopped, and the agent with it.
         since_s = now_s if now_s - self.looked_s > AGENT_HANGS_S else self.since_s
         return replace(self, since_s=since_s, looked_s=now_s)
 
     @property
     def hangs(self) -> bool:
-        """Whether the agent has reported nothing for too long."""
-        return self.looked_s - self.since_s > (AGENT_HANGS_S if self.has_reported else AGENT_STARTS_S)
+        """Whether the agent has had no heartbeat for too long."""
+        return self.looked_s - self.since_s > (AGENT_HANGS_S if self.had_heartbeat else AGENT_STARTS_S)
 
 
 @dataclass(slots=True)
@@ -195,7 +196,7 @@ class LocalFleet:
         server = ServerObserved(
             name=name,
             endpoint=Endpoint(LOOPBACK, ports.http, ports.grpc),
-            # A server stays ready without its agent for as long as the last report is fresh.
+            # A server stays ready without its agent for as long as its last heartbeat is fresh.
             ready=triton and is_fresh and report is not None and report.server_ready,
             reports=report.models if report is not None else (),
         )
@@ -226,7 +227,7 @@ class LocalFleet:
             self._choose_ports(folder)
         self._start_triton(group, folder)
         if group in self._pulses and self._pulses[group].hangs:
-            log.warning("the agent of group %s is replaced: it has written no report for too long", group)
+            log.warning("the agent of group %s is replaced: it has had no heartbeat for too long", group)
             processes.end(self._pulses.pop(group).agent, grace_s=0)
         environment = runtime_environment(self.runtime) | {ACCESS_VARIABLE: self.access.model_dump_json()}
         self._start_process(folder, "agent", self._agent_argv(folder), environment)
