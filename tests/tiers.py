@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -224,7 +226,9 @@ def record_of(name: str, results: Results, took_s: float) -> dict[str, Any]:
 
 
 def _without_folders(texts: Mapping[str, str]) -> dict[str, str]:
-    return {test: text.replace(f"{ROOT}/", "").replace(str(Path.home()), "~") for test, text in texts.items()}
+    """Return the texts without what is only of this machine: the folders of the project, the user and the run."""
+    folders = re.compile(rf"{re.escape(str(ROOT))}/|{re.escape(tempfile.gettempdir())}/pytest-of-[^/]+/pytest-\d+/")
+    return {test: folders.sub("", text).replace(str(Path.home()), "~") for test, text in texts.items()}
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_record_says_what_it_is_worth(checkout: Path, monkeypatch: pytest.Monk
     assert standing("platform").startswith("green, current; 1 passed, 0 not run in 1.0 minutes")
     (checkout / "covered/file.py").write_text("changed")
     assert standing("platform").startswith("green, older than what it covers")
+
+
+def test_a_record_has_no_folder_of_this_machine(checkout: Path) -> None:
+    run = f"{tempfile.gettempdir()}/pytest-of-somebody/pytest-7"
+    said = f"{checkout}/a.py:1: assert PosixPath('{run}/test_b0/mask.png') == '{Path.home()}/mask.png'"
+    results = Results({"tests/a.py::test_b": "failed"}, failures={"tests/a.py::test_b": said})
+
+    written = tiers.write_record("platform", results, 60.0)
+
+    kept = "a.py:1: assert PosixPath('test_b0/mask.png') == '~/mask.png'"
+    assert written["failed"] == {"tests/a.py::test_b": kept}
 
 
 @pytest.mark.parametrize("name", [name for name, tier in TIERS.items() if tier.is_long])
