@@ -39,8 +39,12 @@ def test_http_and_grpc_are_routed_to_the_pools_service_by_host_name() -> None:
         }
     ]
     assert (grpc["kind"], grpc["spec"]["hostnames"]) == ("GRPCRoute", ["grpc.example.com"])
-    method = {"type": "Exact", "service": "inference.GRPCInferenceService"}
-    assert grpc["spec"]["rules"] == [{"matches": [{"method": method}], "backendRefs": [backend]}]
+    (rule,) = grpc["spec"]["rules"]
+    assert rule["backendRefs"] == [backend]
+    methods = [match["method"] for match in rule["matches"]]
+    assert {(each["type"], each["service"]) for each in methods} == {("Exact", "inference.GRPCInferenceService")}
+    assert {"ModelInfer", "ModelReady", "ServerLive"} <= {each["method"] for each in methods}
+    assert http["metadata"]["name"] != grpc["metadata"]["name"]
     parent = {"group": "gateway.networking.k8s.io", "kind": "Gateway", **TOLD["parentRefs"][0]}
     assert http["spec"]["parentRefs"] == grpc["spec"]["parentRefs"] == [parent]
 

@@ -51,6 +51,8 @@ from segserve_operator.adapters.kube.objects.group import deployment, gateway_re
 from segserve_operator.adapters.kube.objects.network import access_objects, gateway_policy
 from segserve_operator.adapters.kube.objects.pods import disruption_budget
 from segserve_operator.adapters.traffic.envoy_config import command
+from segserve_operator.adapters.traffic.envoy_listener import NAME_FIELDS
+from segserve_operator.adapters.traffic.envoy_routes import SERVER_METHODS, SERVICE
 from segserve_operator.api.meta import ApiValue
 from segserve_operator.mapping.quantities import number
 
@@ -68,7 +70,6 @@ _HOOK_S: Final = 5
 _GRACE_S: Final = 15
 """Part of the grace period beside the drain: start of the hooks, and end of the two processes."""
 _SYNC: Final = ("python3", "-m", "segserve_operator.gateway_sync")
-_GRPC_SERVICE: Final = "inference.GRPCInferenceService"
 _REPLY_S: Final = 5
 """Time beyond the pool's own limit of a request, so that callers get its 504 and not the cluster gateway's."""
 
@@ -373,7 +374,8 @@ class _HttpRule(_Part):
 
 class _MethodMatch(_Part):
     type: Literal["Exact"] = "Exact"
-    service: str
+    service: str = SERVICE
+    method: str
 
 
 class _GrpcMatch(_Part):
@@ -412,19 +414,29 @@ def _route_objects(context: PoolContext) -> tuple[Json, ...]:
         backend_refs=backends,
         timeouts=_Timeouts(request=f"{gateway.request_timeout_seconds + _REPLY_S}s"),
     )
-    grpc = _GrpcRule(matches=(_GrpcMatch(method=_MethodMatch(service=_GRPC_SERVICE)),), backend_refs=backends)
-    routes = ((HTTP_ROUTES, gateway.hostnames, http), (GRPC_ROUTES, gateway.grpc_hostnames, grpc))
+    methods = sorted({*NAME_FIELDS, *SERVER_METHODS})  # Contour takes no service without a method
+    grpc = _GrpcRule(
+        matches=tuple(_GrpcMatch(method=_MethodMatch(method=each)) for each in methods), backend_refs=backends
+    )
+    # Contour keeps the status of one route of each name, of whichever kind.
+    http_name, grpc_name = object_name(context.pool), f"{object_name(context.pool)}-grpc"
+    routes = (
+        (HTTP_ROUTES, http_name, gateway.hostnames, http),
+        (GRPC_ROUTES, grpc_name, gateway.grpc_hostnames, grpc),
+    )
     return tuple(
-        stamped(rendered(kind, _route(context, hostnames, rule))) for kind, hostnames, rule in routes if hostnames
+        stamped(rendered(kind, _route(context, name, hostnames, rule)))
+        for kind, name, hostnames, rule in routes
+        if hostnames
     )
 
 
-def _route(context: PoolContext, hostnames: tuple[str, ...], rule: _HttpRule | _GrpcRule) -> _Route:
+def _route(context: PoolContext, name: str, hostnames: tuple[str, ...], rule: _HttpRule | _GrpcRule) -> _Route:
     parents = tuple(
         _Parent(name=parent.name, namespace=parent.namespace, section_name=parent.section_name, port=parent.port)
         for parent in context.spec.gateway.parent_refs
     )
     return _Route(
-        metadata=meta(context, object_name(context.pool), gateway_selector(context)),
+        metadata=meta(context, name, gateway_selector(context)),
         spec=_RouteSpec(parent_refs=parents, hostnames=hostnames, rules=(rule,)),
     )
