@@ -24,24 +24,31 @@ def prometheus(folder: Path, targets: dict[str, dict[str, str]], interval_s: int
     """Run a Prometheus that scrapes addresses with labels, and evaluates the chart's rules, every interval."""
     interval = f"{interval_s}s"
     groups = [{**group, "interval": interval} for group in rules()["groups"]]
-    (folder / "rules.yml").write_text(yaml.safe_dump({"groups": groups}))
     jobs = [
         {"job_name": each, "honor_labels": not labels, "static_configs": [{"targets": [each], "labels": labels}]}
         for each, labels in targets.items()
     ]
     scraped = {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
-        "rule_files": ["rules.yml"],
         "scrape_configs": jobs,
     }
-    (folder / "prometheus.yml").write_text(json.dumps(scraped))
+    with configured_prometheus(folder, scraped, {"rules.yml": yaml.safe_dump({"groups": groups})}) as url:
+        yield url
+
+
+@contextmanager
+def configured_prometheus(
+    folder: Path, config: Mapping[str, Any], rule_files: Mapping[str, str], program: str | Path = "prometheus"
+) -> Iterator[str]:
+    """Run a Prometheus with a configuration, and with rules in place of those that it names."""
+    for name, text in rule_files.items():
+        (folder / name).write_text(text)
+    (folder / "prometheus.yml").write_text(json.dumps({**config, "rule_files": list(rule_files)}))
     address = f"127.0.0.1:{free_port()}"
     options = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen(
-            ["prometheus", *options, f"--web.listen-address={address}"], stdout=log, stderr=log
-        ) as process,
+        subprocess.Popen([program, *options, f"--web.listen-address={address}"], stdout=log, stderr=log) as process,
     ):
         try:
             yield f"http://{address}"
@@ -70,7 +77,7 @@ def queries() -> Iterator[str]:
 
 def answers(url: str, asked: Iterable[str]) -> dict[str, list[dict[str, Any]] | str]:
     """Return what each query gives, with prices of 1 and every other variable of a dashboard at "all"."""
-    return {query: ask(url, re.sub(r"\$\w+", ".*", re.sub(r"\$\w+_hour\b", "1", query))) for query in asked}
+    return {query: ask(url, re.sub(r"\$[a-z]\w*", ".*", re.sub(r"\$\w+_hour\b", "1", query))) for query in asked}
 
 
 def unexpectedly_empty(found: Mapping[str, object], reasons: Iterable[str]) -> list[str]:

@@ -81,6 +81,14 @@ class ServedNamespace:
         pods = self.cluster.pods(self.name, f"{POOL_LABEL}={pool},{COMPONENT_LABEL}={GATEWAY}")
         return [f"http://{pod['status']['podIP']}:{INTERNAL_PORT}" for pod in pods]
 
+    def gateways(self) -> dict[str, list[int]]:
+        """Return the gateways' pods by uid, and how often their containers were started again."""
+        pods = self.cluster.pods(self.name, f"{COMPONENT_LABEL}={GATEWAY}")
+        return {
+            pod["metadata"]["uid"]: [each["restartCount"] for each in pod["status"]["containerStatuses"]]
+            for pod in pods
+        }
+
     def status(self, model: str) -> Json:
         status: Json = (self.get(MODEL, model) or {}).get("status", {})
         return status

@@ -21,7 +21,6 @@ from fakes.installed_operator import installed
 from fakes.issued import issued
 from fakes.served_namespace import POOL, ServedNamespace
 from fakes.waiting import HANG_S
-from segserve_common.kube.names import COMPONENT_LABEL, GATEWAY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -88,7 +87,7 @@ def test_an_expired_certificate_is_said_and_its_successor_is_taken_without_a_res
         served.apply(pool(gateway={"replicas": 1, "tls": {"secretName": "tls"}}), model())
         served.wait_ready("coins", timeout_s=WHOLE_S)
         url = served.url().replace("http://", "https://") + "/v2/models/coins"
-        gateways = uids(served)
+        gateways = served.gateways()
         cluster.wait("callers are answered at first", lambda: status(url, trusted) == "200", WHOLE_S)
 
         served.apply(certificate(authority, LASTS))
@@ -102,7 +101,7 @@ def test_an_expired_certificate_is_said_and_its_successor_is_taken_without_a_res
         cluster.wait("callers are answered", lambda: status(url, trusted) == "200", WHOLE_S)
         back_s = time.monotonic() - began_s
         degraded(served, "False", "AsWanted")
-        assert uids(served) == gateways
+        assert served.gateways() == gateways
 
     record_property("seen", json.dumps({"back_s": round(back_s, 1), "said_after_expiry_s": round(said_s, 1)}))
 
@@ -132,11 +131,3 @@ def degraded(served: ServedNamespace, wanted: str, reason: str) -> None:
         return True
 
     served.cluster.wait(f"Degraded is {wanted}", look, WHOLE_S)
-
-
-def uids(served: ServedNamespace) -> dict[str, list[int]]:
-    """Return the gateways' pods, and how often their containers were started again."""
-    pods = served.cluster.pods(served.name, f"{COMPONENT_LABEL}={GATEWAY}")
-    return {
-        pod["metadata"]["uid"]: [each["restartCount"] for each in pod["status"]["containerStatuses"]] for pod in pods
-    }

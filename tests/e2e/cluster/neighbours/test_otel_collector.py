@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from bench.platform import Running, platform
 from bench.ports import free_port
 from fakes.cluster_models import pool
 from fakes.collector import Collector, collector
+from fakes.neighbours import running
 from fakes.waiting import until
 from segserve import Client
 
@@ -43,11 +43,8 @@ def traced(
         handed_on = stack.enter_context(collector())
         config = folder / "collector.json"
         config.write_text(json.dumps(configuration(port, handed_on.url)))
-        log = stack.enter_context((folder / "collector.log").open("w"))
-        command = [built("otelcol"), "--config", config]
-        process = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log))
-        stack.callback(process.terminate)
-        said = Path(log.name)
+        said = folder / "collector.log"
+        process = stack.enter_context(running([built("otelcol"), "--config", config], said))
         until(lambda: "Everything is ready" in said.read_text() or process.poll() is not None, "the collector starts")
         assert process.poll() is None, said.read_text()
         traces = pool(gateway={"tracing": {"endpoint": f"http://127.0.0.1:{port}", "samplingRatio": 0}})
