@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,8 +137,7 @@ class PoolReconciler:
         due_s.append(next_due_s(models, now_s))
         due_s += [max(failure.retry_s - now_s, MIN_DUE_S) for failure in cache.failures.values()]
         due_s.append(max(cache.rollout_cache.repeat_s - now_s, MIN_DUE_S))
-        repeats = cache.rollout_cache.repeat_s < math.inf
-        at_rest = cache.rollout_cache.at_rest and not writes and not repeats and not fleet.waits_for_agents()
+        at_rest = not cache.rollout_cache.waits and not writes and not fleet.waits_for_agents()
         return ReconcileResult(writes, min(due_s), at_rest=at_rest)
 
     def _begin(self, key: PoolKey) -> PoolCache:

@@ -98,6 +98,11 @@ class RolloutCache:
     repeats: Repeats[Hashable] = field(default_factory=lambda: Repeats(REPEAT_BACKOFF))
     repeat_s: float = math.inf
 
+    @property
+    def waits(self) -> bool:
+        """Whether something becomes due as time passes, such as an action that passes repeat."""
+        return not self.at_rest or self.repeat_s < math.inf
+
     def take(self, stored: Mapping[str, Record], now_s: float) -> None:
         """Adopt records from the store that are newer: at the start, or after another process was the leader."""
         for name, record in stored.items():

@@ -350,26 +350,27 @@ class ServerObserver:
         for name in files.published.keys() - self._loaded.keys():
             if states.get(name) == READY:
                 self._query(name)
-        under_repair = frozenset(action.name for action in state.running if isinstance(action, RepairStep))
-        dead = self._short(state, states, under_repair) | under_repair | self._suspects
+        dead = self._dead(state, states)
         deaths = {} if self._processes is None else dict(self._processes.deaths)
         opened = opened_members(self._repository.root)
         loaded = dict(self._loaded)
         return replace(files, ready=True, states=states, loaded=loaded, dead=dead, deaths=deaths, opened=opened)
 
     def has_lost_processes(self, state: AgentState) -> bool:
-        """Return whether the server, or a process of a step that was loaded in the last snapshot, has ended."""
+        """Return whether the server has ended, or a step that was loaded in the last snapshot is dead."""
         ended = self._processes is not None and self._processes.server_runs() is False
-        return ended or bool(self._short(state, self._last.states, frozenset()))
+        return ended or bool(self._dead(state, self._last.states))
 
-    def _short(self, state: AgentState, states: Mapping[str, str], under_repair: frozenset[str]) -> frozenset[str]:
-        """Return the loaded steps with fewer processes than they need; those `under_repair` are left out."""
-        if self._processes is None:
-            return frozenset()
-        needed = {step: count for one in state.published() for step, count in one.processes.items()}
-        ready = {step: count for step, count in needed.items() if states.get(step) == READY}
-        # While a step is repaired, its former processes answer callers.
-        return self._processes.short_of({step: ready[step] for step in ready.keys() - under_repair})
+    def _dead(self, state: AgentState, states: Mapping[str, str]) -> frozenset[str]:
+        """Return the steps under repair or under suspicion, and the loaded ones with fewer processes than they need."""
+        under_repair = {action.name for action in state.running if isinstance(action, RepairStep)}
+        short: frozenset[str] = frozenset()
+        if self._processes is not None:
+            needed = {step: count for one in state.published() for step, count in one.processes.items()}
+            ready = {step: count for step, count in needed.items() if states.get(step) == READY}
+            # While a step is repaired, its former processes answer callers.
+            short = self._processes.short_of({step: ready[step] for step in ready.keys() - under_repair})
+        return short | under_repair | self._suspects
 
     def _query(self, name: str) -> None:
         try:

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import math
 import os
 import signal
 import time
@@ -216,7 +215,7 @@ class Supervisor:
             models, failures = await self._store.models(), self.service.failures.values()
             self.metrics.observe(models, kept.records, kept.drifts, failures)
             self._retries.reset()
-            self._at_rest = kept.at_rest and not actions and not self.service.failures and kept.repeat_s == math.inf
+            self._at_rest = not kept.waits and not actions and not failures
         except Exception as error:
             # A failed pass must not end the supervisor: the next one starts from the current state.
             defect = None if isinstance(error, (EnvoyUnreachableError, PortTakenError)) else error

@@ -15,6 +15,7 @@ from bench.ports import free_ports
 from fakes.callers import EIGHT, Load
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import model, pool
+from fakes.cluster_pool import is_ready
 from fakes.docs import ROOT, blocks
 from fakes.installed_operator import installed
 from fakes.neighbours import definitions, running
@@ -126,9 +127,4 @@ def scaled(namespace: str, address: str) -> Json:
 def servers(served: ServedNamespace) -> tuple[int, int]:
     """Return how many servers are asked for, and how many are ready."""
     pods = served.cluster.pods(served.name, f"{COMPONENT_LABEL}={SERVER}")
-    ready = [
-        pod
-        for pod in pods
-        if any((each["type"], each["status"]) == ("Ready", "True") for each in pod["status"].get("conditions", ()))
-    ]
-    return (served.get(POOL, "default") or {})["spec"].get("replicas", 1), len(ready)
+    return (served.get(POOL, "default") or {})["spec"].get("replicas", 1), sum(map(is_ready, pods))

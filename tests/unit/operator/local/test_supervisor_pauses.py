@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from segserve_operator.core.models.actions import Action
 from segserve_operator.core.world.observed import EffectFailure
 from segserve_operator.local_platform import supervisor as module
 from segserve_operator.local_platform.supervisor import PASS_INTERVAL_S, REST_POLL_S, REST_S, RETRY_BACKOFF, Supervisor
-from segserve_operator.service import ActionLog
+from segserve_operator.service import ActionLog, RolloutCache
 
 PASSES = 30
 
@@ -40,14 +39,14 @@ async def pass_times(
     passes: int = PASSES,
     between: Callable[[float], object] = lambda _: None,
     failures: Mapping[str, object] = MappingProxyType({}),
-    **cached: object,
+    **cached: Any,
 ) -> list[float]:
     """Run a supervisor for so many passes of a world at rest, and return when each began; nothing waits really.
 
     `cached` is what the passes leave otherwise in their cache.
     """
     supervisor, now_s, began_s = object.__new__(Supervisor), 0.0, list[float]()
-    cache = SimpleNamespace(**{"at_rest": True, "repeat_s": math.inf, "records": {}, "drifts": {}, **cached})
+    cache = RolloutCache(**{"at_rest": True, **cached})
     nothing: Any = SimpleNamespace(follow=lambda _: None, url="", ca_file=None, samples=_no_samples)
     monkeypatch.setattr(module.time, "monotonic", lambda: now_s)
 
