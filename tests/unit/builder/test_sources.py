@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +32,7 @@ from segserve_builder.errors import (
 )
 from segserve_builder.sources import Access, fetch, fetch_folder, folder_digest, resolved
 from segserve_builder.sources import cache as cache_module
+from segserve_builder.sources.cache import VerifiedObjects
 
 CONTENT = random.Random(0).randbytes(3 * 1024 * 1024) + b"end"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -265,6 +267,25 @@ def test_concurrent_fetches_of_one_folder_all_get_it(folder: Path, cache: Path) 
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(one, range(6))) == {cache / "folders" / digest}
     assert list((cache / "partial").iterdir()) == []
+
+
+def test_a_fetch_that_looked_before_another_one_ended_leaves_its_folder(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, looked, read = folder_digest(folder), list[Path](), list[BinaryIO]()
+    is_verified = VerifiedObjects.is_verified
+
+    def look(self: VerifiedObjects, path: Path, hashes_to: Callable[[], bool]) -> bool:
+        found = is_verified(self, path, hashes_to)
+        looked.append(path)
+        if looked == [path]:
+            read.append((fetch_folder(str(folder), digest, cache) / "deep/a.png").open("rb"))
+        return found
+
+    monkeypatch.setattr(VerifiedObjects, "is_verified", look)
+    fetch_folder(str(folder), digest, cache)
+    with read[0]:
+        assert os.fstat(read[0].fileno()).st_nlink == 1
 
 
 @pytest.mark.parametrize(

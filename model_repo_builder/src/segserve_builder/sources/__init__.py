@@ -28,6 +28,7 @@ from segserve_builder.sources.folder import (
     download_listed,
     files_digest,
     folder_digest,
+    is_folder_of,
     is_unpacked,
     set_aside,
     unpack_folder,
@@ -141,15 +142,17 @@ def fetch_folder(
 
     def is_intact() -> bool:
         if not is_archive(uri):
-            return folder_digest(target) == sha256
+            return is_folder_of(target, sha256)
         archive = fetch(uri, sha256, cache, access, retry_policy=retry_policy)
         return is_unpacked(target, archive, uri, cache, access.max_bytes)
 
     if _VERIFIED.is_verified(target, is_intact):
         return _cache.touch(target)
-    if target.is_dir():
-        set_aside(target, cache)
-    with separate_fetch():
+    with separate_fetch(), _cache.locked_partial(cache, f"{sha256}-folder"):
+        if _VERIFIED.is_verified(target, is_intact):  # another fetch was first, and its folder is in use
+            return _cache.touch(target)
+        if target.is_dir():
+            set_aside(target, cache)
         reader = _Reader(access, cache, retry_policy, None)
         if is_archive(uri):
             archive = fetch(uri, sha256, cache, access, retry_policy=retry_policy)
@@ -161,7 +164,7 @@ def fetch_folder(
             download_files(reader.receive, files, uri, sha256, cache, access.max_bytes)
         else:
             download_listed(reader.receive, uri, sha256, cache, access.max_bytes)
-    _VERIFIED.add(target)
+        _VERIFIED.add(target)
     return target
 
 

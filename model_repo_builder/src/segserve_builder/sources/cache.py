@@ -90,8 +90,11 @@ class VerifiedObjects:
 
 
 def is_file_of(path: Path, sha256: str) -> bool:
-    """Return whether a file has this sha256."""
-    return file_sha256(path) == sha256
+    """Return whether a file of a cache has this sha256; another process may remove it meanwhile."""
+    try:
+        return file_sha256(path) == sha256
+    except FileNotFoundError:
+        return False
 
 
 def _identity_of(path: Path) -> tuple[str, int, int, int] | None:

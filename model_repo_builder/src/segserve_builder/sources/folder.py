@@ -45,6 +45,14 @@ def folder_digest(folder: Path) -> str:
     return _digest({relative: file_sha256(path) for path, relative in _files(folder)})
 
 
+def is_folder_of(folder: Path, sha256: str) -> bool:
+    """Return whether a folder of a cache has this digest; another process may remove it meanwhile."""
+    try:
+        return folder_digest(folder) == sha256
+    except (FileNotFoundError, ArtifactMissingError, UnsafeArtifactError):
+        return False
+
+
 def files_digest(paths: Iterable[Path]) -> str:
     """Return the digest of a folder that holds exactly these files."""
     return _digest({path.name: file_sha256(path) for path in paths})
@@ -119,7 +127,7 @@ def is_unpacked(folder: Path, archive: Path, name: str, cache: Path, max_bytes: 
         copy = Path(temporary) / "copy"
         copy.mkdir()
         archives.unpack(archive, name, copy, max_bytes)
-        return folder_digest(copy) == folder_digest(folder)
+        return is_folder_of(folder, folder_digest(copy))
 
 
 def set_aside(folder: Path, cache: Path) -> None:

@@ -193,9 +193,21 @@ def test_a_network_that_cannot_answer_the_smallest_image_is_marked(
 
     guessed = guess(file, "0" * 64, [PHOTO], Overrides())
 
-    assert guessed.bound is not None
+    assert guessed.bound is not None, guessed.remarks
     assert (guessed.bound.pixels < 62_500, guessed.images) == (True, ())
     assert any("takes more than the 0.3 GB of a step" in mark.text and not mark.sure for mark in guessed.remarks)
+
+
+@pytest.mark.parametrize("end", ["os._exit(127)", "os.kill(os.getpid(), signal.SIGSEGV)"], ids=["glibc's", "C's"])
+def test_a_process_that_ends_where_no_code_can_report_it_had_too_large_an_image(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    ended = (sys.executable, "-c", f"import os, signal; {end}")
+    monkeypatch.setattr("segserve_platform.cli.init.measuring.python", lambda *_: ended)
+    guessed = guess(EXAMPLES / "coins/coins-yolo.onnx", "0" * 64, [PHOTO], Overrides())
+
+    assert guessed.bound is not None
+    assert not guessed.bound.fits
 
 
 def test_an_image_beyond_the_measured_bound_is_refused_and_one_within_it_answered(

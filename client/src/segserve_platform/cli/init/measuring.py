@@ -37,8 +37,8 @@ MEMORY_SHARE: Final = 0.75
 REQUEST_SHARE: Final = 5 / 6
 """Share of the client's timeout that an image may take; the rest is for its way and for waiting."""
 KILL_AFTER_S: Final = 300.0
-KILLED: Final = (-signal.SIGKILL, -signal.SIGABRT)
-"""Exit codes of a process that the kernel or the deadline ended, or C++ code that could not allocate."""
+KILLED: Final = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, 127)
+"""Exit codes of a process that the kernel or the deadline ended, or C, C++ or glibc that could not allocate."""
 CONVEX: Final = 1.5
 """Ratio of two successive slopes above which a cost grows faster than the number of pixels."""
 MOST_ELONGATED: Final = 4.0
