@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -168,6 +169,18 @@ def test_arrays_arrive_as_they_were_sent(
 
     assert np.array_equal(given["PIXELS"], array)
     assert given["NAMES"].tolist() == names.tolist()
+
+
+def test_sockets_are_among_temporary_files_where_nothing_can_be_written_beside_the_repository(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = folder.parent / "repository"
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (repository.parent, os.W_OK))
+
+    sockets = socket_folder(repository)
+
+    assert sockets.parent == Path(tempfile.gettempdir())
+    assert sockets == socket_folder(repository) != socket_folder(folder.parent / "another")
 
 
 def test_only_the_own_user_reaches_the_socket(folder: Path, listening: Callable[..., InstanceListener]) -> None:

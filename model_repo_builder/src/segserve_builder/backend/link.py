@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import mmap
 import os
@@ -9,6 +10,7 @@ import pickle
 import select
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +36,15 @@ class DeadInstanceError(Exception):
 
 
 def socket_folder(repository: Path) -> Path:
-    """Return the folder of the instances' sockets; Triton takes each folder in the repository itself for a model."""
-    return repository.parent / f".{repository.name}-instances"
+    """Return the folder of the instances' sockets; Triton takes each folder in the repository itself for a model.
+
+    It is beside the repository, or in the folder of temporary files if nothing can be written there, as beside the
+    `/models` of a container.
+    """
+    if os.access(repository.parent, os.W_OK):
+        return repository.parent / f".{repository.name}-instances"
+    name = hashlib.sha256(os.fsencode(repository.absolute())).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f".segserve-{os.getuid()}-{name}-instances")
 
 
 class InstanceListener:
