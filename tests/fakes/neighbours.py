@@ -14,12 +14,13 @@ from fakes.waiting import HANG_S
 
 HERE: Final = Path(__file__).parents[1] / "e2e/cluster/neighbours"
 """A folder for each program, with the versions of its modules."""
+GO: Final = {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
+"""Variables of Go: a program that needs a newer Go than this machine's gets it."""
 
 
 def build(name: str, program: Path, package: str = ".") -> Path:
     """Build the program of a folder, its own or that of a module; Go keeps what it has compiled."""
-    environment = os.environ | {"GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0"}
-    subprocess.run(["go", "build", "-o", str(program), package], cwd=HERE / name, env=environment, check=True)
+    subprocess.run(["go", "build", "-o", str(program), package], cwd=HERE / name, env=os.environ | GO, check=True)
     return program
 
 
@@ -27,7 +28,9 @@ def build(name: str, program: Path, package: str = ".") -> Path:
 def definitions(cluster: Cluster, name: str, module: str, *files: str, kinds: str) -> Iterator[None]:
     """Have the custom resources of a module's files on the cluster for the time of the block; `kinds` are some."""
     command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    listed = subprocess.run(command, cwd=HERE / name, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        command, cwd=HERE / name, env=os.environ | GO, capture_output=True, text=True, check=True
+    )  # fmt: skip
     named = [word for file in files for word in ("-f", str(Path(listed.stdout.strip(), file)))]
     cluster.kubectl("apply", "--server-side", *named)
     try:

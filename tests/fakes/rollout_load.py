@@ -80,7 +80,7 @@ class Call:
 class RolloutLoad:
     """Calls a model `rate` times a second on average, whether or not earlier calls have ended, until it is left.
 
-    The rate may be changed at any time. Half of the calls are HTTP and half gRPC; none is tried again. What is right
+    The rate may be changed at any time. The calls are spread over `protocols`; none is tried again. What is right
     is asked for first, once for each picture. A call whose connection broke while the callers themselves stood still,
     as on a machine that has no core for them, says nothing of the gateway: it is in `broken` instead of `calls`.
     """
@@ -90,6 +90,7 @@ class RolloutLoad:
     rate: float = 10.0
     seed: int = 0
     pictures: Sequence[bytes] = field(default_factory=pictures, repr=False)
+    protocols: Sequence[str] = ("http", "grpc")
     calls: list[Call] = field(default_factory=list, repr=False)
     broken: list[Call] = field(default_factory=list, repr=False)
 
@@ -114,7 +115,8 @@ class RolloutLoad:
                 httpx.AsyncClient(base_url=self.url, timeout=PATIENCE_S, trust_env=False, limits=limits) as http,
                 grpc.aio.insecure_channel(self.url.removeprefix("http://")) as channel,
             ):
-                callers = (_Http(http, self.model), _Grpc(channel, self.model))
+                every = (_Http(http, self.model), _Grpc(channel, self.model))
+                callers = [each for each in every if each.protocol in self.protocols]
                 for picture in self.pictures:
                     self._answers[picture], _, error = await callers[0].ask(picture)
                     assert not error, error

