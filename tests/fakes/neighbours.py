@@ -24,14 +24,17 @@ def build(name: str, program: Path, package: str = ".") -> Path:
     return program
 
 
+def folder_of(name: str, module: str) -> Path:
+    """Return where a module's files are that the program of a folder is built from."""
+    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
+    return Path(subprocess.check_output(command, cwd=HERE / name, env=os.environ | GO, text=True).strip())
+
+
 @contextmanager
 def definitions(cluster: Cluster, name: str, module: str, *files: str, kinds: str) -> Iterator[None]:
     """Have the custom resources of a module's files on the cluster for the time of the block; `kinds` are some."""
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    listed = subprocess.run(
-        command, cwd=HERE / name, env=os.environ | GO, capture_output=True, text=True, check=True
-    )  # fmt: skip
-    named = [word for file in files for word in ("-f", str(Path(listed.stdout.strip(), file)))]
+    folder = folder_of(name, module)
+    named = [word for file in files for word in ("-f", str(folder / file))]
     cluster.kubectl("apply", "--server-side", *named)
     try:
         # Of an empty list kubectl prints nothing.

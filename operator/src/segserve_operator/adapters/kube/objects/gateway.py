@@ -34,7 +34,6 @@ from segserve_common.kube.names import (
     ENVOY_CONTAINER,
     GATEWAY,
     INTERNAL_PORT,
-    MANAGED_LABELS,
     REDIRECT_PORT,
     RUN_FOLDER,
     SECRETS_FOLDER,
@@ -234,8 +233,8 @@ def _template(context: PoolContext) -> Json:
         ],
     )
     annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
-    labels = {**given.metadata.labels, **MANAGED_LABELS, **selector}
-    template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+    metadata = V1ObjectMeta(labels=pods.labels(given, selector), annotations=annotations)
+    template = V1PodTemplateSpec(metadata=metadata, spec=spec)
     return pods.placed(template, selector, given)
 
 

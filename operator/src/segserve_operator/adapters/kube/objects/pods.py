@@ -41,6 +41,7 @@ from kubernetes.aio.client import (
 )
 
 from segserve_common.kube.kinds import DISRUPTION_BUDGETS, Json
+from segserve_common.kube.names import MANAGED_LABELS
 from segserve_operator.adapters.kube.objects.context import dumped, meta, rendered
 from segserve_operator.api import pod_template as api
 
@@ -86,6 +87,11 @@ def container_security(user: int | None = None) -> V1SecurityContext:
         read_only_root_filesystem=True,
         run_as_non_root=True,
     )
+
+
+def labels(given: api.PodTemplate, selector: Mapping[str, str]) -> dict[str, str]:
+    """Return a pod's labels. Policies of clusters ask for its name, which a pool may choose."""
+    return {"app.kubernetes.io/name": "segserve", **given.metadata.labels, **MANAGED_LABELS, **selector}
 
 
 def variables(values: Mapping[str, str | None]) -> list[V1EnvVar]:

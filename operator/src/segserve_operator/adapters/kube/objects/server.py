@@ -29,7 +29,6 @@ from segserve_common.kube.names import (
     CACHE_FOLDER,
     GRPC_PORT,
     HTTP_PORT,
-    MANAGED_LABELS,
     METRICS_PORT,
     RUN_FOLDER,
     TRITON_CONTAINER,
@@ -77,7 +76,6 @@ def server_template(context: PoolContext, group: str = "") -> Json:
     """Return the V1PodTemplateSpec of a group's servers; without a group, the part that all groups share."""
     server, given = context.spec.server, context.spec.server.pod_template
     selector = server_selector(context, group)
-    labels = {**given.metadata.labels, **MANAGED_LABELS, **selector}
     spec = V1PodSpec(
         service_account_name=object_name(context.pool, group) if group else None,
         automount_service_account_token=False,
@@ -89,7 +87,8 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         volumes=[*_volumes(server), *artifacts.volumes(context)],
     )
     annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
-    template = V1PodTemplateSpec(metadata=V1ObjectMeta(labels=labels, annotations=annotations), spec=spec)
+    metadata = V1ObjectMeta(labels=pods.labels(given, selector), annotations=annotations)
+    template = V1PodTemplateSpec(metadata=metadata, spec=spec)
     return pods.placed(template, selector, given)
 
 
