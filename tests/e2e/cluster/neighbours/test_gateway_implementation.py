@@ -19,7 +19,7 @@ from bench.ports import free_port
 from fakes.callers import PHOTO
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import model, pool
-from fakes.contour import MODULE, contour
+from fakes.contour import MODULE, contour, leads_to_coins
 from fakes.installed_operator import installed
 from fakes.neighbours import definitions
 from fakes.served_namespace import ServedNamespace
@@ -33,13 +33,6 @@ HOST, GRPC_HOST = "masks.example.com", "grpc.masks.example.com"
 PORT_OFFSET = 8000
 """Contour's Envoy listens so much above a listener's port."""
 TIMEOUT_S = 10
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/v2/models/coins", headers={"host": HOST}).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_callers_reach_a_pool_by_host_name_over_both_protocols(
@@ -72,7 +65,8 @@ def test_callers_reach_a_pool_by_host_name_over_both_protocols(
         served.wait_ready("coins")
         first = stack.enter_context(ExitStack())
         config: Json = {"gateway": {"gatewayRef": {"name": "public", "namespace": namespace}}}
-        first.enter_context(contour(program, cluster, tmp_path / "first", partial(answers, port), config))
+        answers = partial(leads_to_coins, f"http://127.0.0.1:{port}", HOST)
+        first.enter_context(contour(program, cluster, tmp_path / "first", answers, config))
         name = object_name("default")
         for route in (("httproute", name), ("grpcroute", f"{name}-grpc")):
             found = cluster.wait(f"{route} has been judged", partial(conditions, served, *route))
@@ -86,7 +80,7 @@ def test_callers_reach_a_pool_by_host_name_over_both_protocols(
 
             with served.load():  # callers within the cluster do not pass Contour
                 first.close()
-                stack.enter_context(contour(program, cluster, tmp_path / "second", partial(answers, port), config))
+                stack.enter_context(contour(program, cluster, tmp_path / "second", answers, config))
             assert area(segment(client, PHOTO)) == area_by_grpc(port, PHOTO) > 0
 
             for pod in cluster.pods(namespace, f"{COMPONENT_LABEL}={SERVER}"):

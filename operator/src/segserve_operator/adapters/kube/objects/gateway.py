@@ -232,9 +232,7 @@ def _template(context: PoolContext) -> Json:
             *copies.volumes(context),
         ],
     )
-    annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": ENVOY_CONTAINER}
-    metadata = V1ObjectMeta(labels=pods.labels(given, selector), annotations=annotations)
-    template = V1PodTemplateSpec(metadata=metadata, spec=spec)
+    template = V1PodTemplateSpec(metadata=pods.metadata(given, selector, ENVOY_CONTAINER), spec=spec)
     return pods.placed(template, selector, given)
 
 

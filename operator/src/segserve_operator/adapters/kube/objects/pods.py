@@ -21,6 +21,7 @@ from kubernetes.aio.client import (
     V1LifecycleHandler,
     V1LocalObjectReference,
     V1ObjectFieldSelector,
+    V1ObjectMeta,
     V1PodDisruptionBudget,
     V1PodDisruptionBudgetSpec,
     V1PodSecurityContext,
@@ -89,9 +90,14 @@ def container_security(user: int | None = None) -> V1SecurityContext:
     )
 
 
-def labels(given: api.PodTemplate, selector: Mapping[str, str]) -> dict[str, str]:
-    """Return a pod's labels. Policies of clusters ask for its name, which a pool may choose."""
-    return {"app.kubernetes.io/name": "segserve", **given.metadata.labels, **MANAGED_LABELS, **selector}
+def metadata(given: api.PodTemplate, selector: Mapping[str, str], container: str) -> V1ObjectMeta:
+    """Return a pod's labels and annotations; kubectl shows the logs of `container` by default.
+
+    Policies of clusters ask for a label with the pod's name, which a pool may choose.
+    """
+    labels = {"app.kubernetes.io/name": "segserve", **given.metadata.labels, **MANAGED_LABELS, **selector}
+    annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": container}
+    return V1ObjectMeta(labels=labels, annotations=annotations)
 
 
 def variables(values: Mapping[str, str | None]) -> list[V1EnvVar]:

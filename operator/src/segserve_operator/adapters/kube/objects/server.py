@@ -10,7 +10,6 @@ from kubernetes.aio.client import (
     V1ContainerPort,
     V1HostPathVolumeSource,
     V1Lifecycle,
-    V1ObjectMeta,
     V1PersistentVolumeClaimVolumeSource,
     V1PodSpec,
     V1PodTemplateSpec,
@@ -86,9 +85,7 @@ def server_template(context: PoolContext, group: str = "") -> Json:
         containers=[_triton(context, group), _agent(context, group)],
         volumes=[*_volumes(server), *artifacts.volumes(context)],
     )
-    annotations = {**given.metadata.annotations, "kubectl.kubernetes.io/default-container": TRITON_CONTAINER}
-    metadata = V1ObjectMeta(labels=pods.labels(given, selector), annotations=annotations)
-    template = V1PodTemplateSpec(metadata=metadata, spec=spec)
+    template = V1PodTemplateSpec(metadata=pods.metadata(given, selector, TRITON_CONTAINER), spec=spec)
     return pods.placed(template, selector, given)
 
 
