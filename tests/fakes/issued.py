@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import trustme
 from cryptography import x509
@@ -35,3 +37,10 @@ def issued(
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     certificate = builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)
     return certificate, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def tls_secret(authority: trustme.CA, lasts: timedelta) -> dict[str, Any]:
+    """Return the Secret `tls` of a gateway, with a certificate that is valid for so long from now."""
+    chain, key = issued(authority, dns="coins.example", lasts=lasts)
+    data = {"tls.crt": b64encode(chain).decode(), "tls.key": b64encode(key).decode()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"}, "data": data}

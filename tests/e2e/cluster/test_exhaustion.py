@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,10 +14,10 @@ import httpx
 import pytest
 import trustme
 
-from fakes.cluster import ENFORCED, Cluster, Json
+from fakes.cluster import ENFORCED, Cluster
 from fakes.cluster_models import model, pool
 from fakes.installed_operator import installed
-from fakes.issued import issued
+from fakes.issued import tls_secret
 from fakes.served_namespace import POOL, ServedNamespace
 from fakes.waiting import HANG_S
 
@@ -83,20 +82,20 @@ def test_an_expired_certificate_is_said_and_its_successor_is_taken_without_a_res
     trusted.check_hostname = False
     with installed(cluster, [namespace]) as operator:
         served = ServedNamespace(cluster, operator, namespace)
-        served.apply(certificate(authority, timedelta(hours=1)))
+        served.apply(tls_secret(authority, timedelta(hours=1)))
         served.apply(pool(gateway={"replicas": 1, "tls": {"secretName": "tls"}}), model())
         served.wait_ready("coins", timeout_s=WHOLE_S)
         url = served.url().replace("http://", "https://") + "/v2/models/coins"
         gateways = served.gateways()
         cluster.wait("callers are answered at first", lambda: status(url, trusted) == "200", WHOLE_S)
 
-        served.apply(certificate(authority, LASTS))
+        served.apply(tls_secret(authority, LASTS))
         applied_s = time.monotonic()
         degraded(served, "True", "CertificateRefused")
         said_s = time.monotonic() - applied_s - LASTS.total_seconds()
         cluster.wait("callers are refused", lambda: "certificate has expired" in status(url, trusted), WHOLE_S)
 
-        served.apply(certificate(authority, timedelta(hours=1)))
+        served.apply(tls_secret(authority, timedelta(hours=1)))
         began_s = time.monotonic()
         cluster.wait("callers are answered", lambda: status(url, trusted) == "200", WHOLE_S)
         back_s = time.monotonic() - began_s
@@ -104,13 +103,6 @@ def test_an_expired_certificate_is_said_and_its_successor_is_taken_without_a_res
         assert served.gateways() == gateways
 
     record_property("seen", json.dumps({"back_s": round(back_s, 1), "said_after_expiry_s": round(said_s, 1)}))
-
-
-def certificate(authority: trustme.CA, lasts: timedelta) -> Json:
-    """Return the Secret of a gateway with a certificate that is valid for so long from now."""
-    chain, key = issued(authority, dns="coins.example", lasts=lasts)
-    data = {"tls.crt": b64encode(chain).decode(), "tls.key": b64encode(key).decode()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"}, "data": data}
 
 
 def status(url: str, trusted: ssl.SSLContext) -> str:
