@@ -1,4 +1,4 @@
-"""A real Prometheus with the chart's rules, and the queries of rules and dashboards to ask it."""
+"""A real Prometheus with the chart's rules, the queries of rules and dashboards to ask it, and a real Alertmanager."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import yaml
@@ -16,7 +16,9 @@ import yaml
 from bench.ports import free_port
 from charts.monitoring.dashboards import DASHBOARDS
 from charts.monitoring.rules import rules
-from fakes.waiting import HANG_S
+from fakes.waiting import HANG_S, until
+
+ALERTMANAGER: Final = Path(__file__).parents[2] / "charts/monitoring/alertmanager.yaml"
 
 
 @contextmanager
@@ -54,6 +56,35 @@ def configured_prometheus(
             yield f"http://{address}"
         finally:
             process.terminate()
+
+
+@contextmanager
+def alertmanager(folder: Path) -> Iterator[str]:
+    """Run an Alertmanager as in the example. The keys of its receivers are not there, so that it tells nobody."""
+    address = f"127.0.0.1:{free_port()}"
+    options = [f"--config.file={ALERTMANAGER}", f"--storage.path={folder / 'alertmanager'}"]
+    command = ["prometheus-alertmanager", *options, f"--web.listen-address={address}", "--cluster.listen-address="]
+    with (
+        (folder / "alertmanager.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
+
+        def is_ready() -> bool:
+            with suppress(httpx.TransportError):
+                return httpx.get(f"http://{address}/-/ready", timeout=HANG_S).is_success
+            return False
+
+        try:
+            until(is_ready, "Alertmanager answers")
+            yield f"http://{address}"
+        finally:
+            process.terminate()
+
+
+def alerts(url: str) -> list[dict[str, Any]]:
+    """Return the alerts that an Alertmanager has, those that are inhibited too."""
+    found: list[dict[str, Any]] = httpx.get(f"{url}/api/v2/alerts", timeout=HANG_S).json()
+    return found
 
 
 def ask(url: str, query: str) -> list[dict[str, Any]] | str:

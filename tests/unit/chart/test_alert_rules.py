@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -14,9 +13,9 @@ import httpx
 import pytest
 import yaml
 
-from bench.ports import free_port
 from charts.monitoring.dashboards import cost_of_an_hour, counted
 from charts.monitoring.rules import ALERTS
+from fakes.prometheus import ALERTMANAGER, alertmanager, alerts
 from fakes.waiting import HANG_S, until
 
 from .conftest import CHART
@@ -25,7 +24,6 @@ Series: TypeAlias = Mapping[str, str]
 """Prometheus' notation of values every 30 s, by series."""
 
 RULES: Final = CHART / "files/alerts.yaml"
-ALERTMANAGER: Final = CHART.parent / "monitoring/alertmanager.yaml"
 POOL: Final = 'namespace="lab",pool="main"'
 MODEL: Final = f'{POOL},model="coins"'
 INGRESS: Final = f'envoy_http_downstream_rq_xx{{envoy_http_conn_manager_prefix="ingress",{POOL},'
@@ -270,27 +268,15 @@ def test_while_a_rollout_runs_warnings_about_its_model_wait_and_pages_do_not(tmp
         ("SegserveSloBurn", "critical", model),
         ("SegserveAnswersEmpty", "warning", {**model, "model": "leaves"}),
     ]
-    address = f"127.0.0.1:{free_port()}"
-    options = [f"--config.file={ALERTMANAGER}", f"--storage.path={tmp_path}", f"--web.listen-address={address}"]
-    command = ["prometheus-alertmanager", *options, "--cluster.listen-address="]
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            sent = [{"labels": {"alertname": name, "severity": how, **of}} for name, how, of in firing]
+    sent = [{"labels": {"alertname": name, "severity": how, **of}} for name, how, of in firing]
+    with alertmanager(tmp_path) as url:
+        httpx.post(f"{url}/api/v2/alerts", json=sent, timeout=HANG_S).raise_for_status()
 
-            def accepted() -> bool:
-                with suppress(httpx.TransportError):
-                    return httpx.post(f"http://{address}/api/v2/alerts", json=sent, timeout=HANG_S).is_success
-                return False
+        def waiting() -> list[tuple[str, str]]:
+            held = [each["labels"] for each in alerts(url) if each["status"]["inhibitedBy"]]
+            return [(labels["alertname"], labels["model"]) for labels in held]
 
-            def waiting() -> list[tuple[str, str]]:
-                alerts = httpx.get(f"http://{address}/api/v2/alerts", timeout=HANG_S).json()
-                held = [each["labels"] for each in alerts if each["status"]["inhibitedBy"]]
-                return [(labels["alertname"], labels["model"]) for labels in held]
-
-            until(accepted, "Alertmanager has the alerts")
-            assert until(waiting, "one of them is inhibited") == [("SegserveAnswersEmpty", "coins")]
-        finally:
-            process.terminate()
+        assert until(waiting, "one of them is inhibited") == [("SegserveAnswersEmpty", "coins")]
 
 
 def test_what_the_example_for_alertmanager_names_are_our_alerts() -> None:
