@@ -1,11 +1,13 @@
 """Rollouts beside Flagger and Argo Rollouts: the tools themselves on one cluster, with the same servers and callers.
 
-    PYTHONPATH=tests python -m bench.rollout_peers [--runs N] [--tool TEXT] [--only TEXT]
+    PYTHONPATH=tests python -m bench.rollout_peers [--runs N] [--tool NAME ...] [--only NAME ...]
 
 Each tool steers servers with the same embedded Triton, the repositories of `segserve build`, and the same faults.
 Flagger writes Contour's HTTPProxy itself. Argo Rollouts writes a TraefikService, whose weights a loop here copies to an
 HTTPProxy twice a second: Traefik itself is not to be had as a Go module. Both judge by a Prometheus that scrapes
-Contour's Envoy. Writes bench/out/rollout_peers.json after each run.
+Contour's Envoy. Each peer runs with the limits of its own page, and once `tuned`: with a median, and limits between
+those of both kinds of candidates. segserve runs with all steps, and at the pace of its evidence, its default. Writes
+bench/out/rollout_peers.json after each run.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -65,6 +68,8 @@ HOST: Final = "localhost"
 MODEL: Final = "coins"
 PORT: Final = 8000
 INTERVAL: Final = "10s"
+MEDIAN_MS: Final = 15.0
+"""Between the medians of a healthy candidate and of one that is twice as slow, as Envoy's bins show them."""
 COIN: Final = 0
 
 CANDIDATES: Final[Mapping[str, Fault]] = {
@@ -137,8 +142,11 @@ class Segserve(Tool):
         },
     }
 
-    def __init__(self, served: ServedNamespace) -> None:
-        self._served, self.written = served, [self.POLICY]
+    def __init__(self, served: ServedNamespace, *, at_default_pace: bool) -> None:
+        rollout = self.POLICY["rollout"]
+        own = {name: rollout[name] for name in rollout if name not in ("pace", "steps")} if at_default_pace else rollout
+        self._served, self._policy = served, self.POLICY | {"rollout": own}
+        self.written = [self._policy]
         # Its golden set shows no fault: with one that does, no caller ever gets the candidate.
         faults = {name: replace(fault, after=AT_FIRST) for name, fault in CANDIDATES.items()}
         plan = text({revision_of(self._model(AREAS[name])): fault for name, fault in faults.items()})
@@ -152,7 +160,7 @@ class Segserve(Tool):
         self.url = served.url()
 
     def _model(self, area: int) -> Json:
-        return model(name=MODEL, postprocess=smallest(area), keepPrevious="1m", **self.POLICY)
+        return model(name=MODEL, postprocess=smallest(area), keepPrevious="1m", **self._policy)
 
     def apply(self, candidate: str) -> None:
         wanted = self._model(AREAS[candidate])
@@ -249,21 +257,32 @@ class Peer(Tool):
     def memory_mib(self) -> float:
         return float(self._process.memory_info().rss / 2**20)
 
+    def _median(self) -> str:
+        """Return the query of the median of a minute of the candidate's answers in milliseconds."""
+        name = f'envoy_cluster_name=~"{self._front.namespace}_{MODEL}-canary_[0-9a-zA-Z-]+"'
+        return f"histogram_quantile(0.5, sum(rate(envoy_cluster_upstream_rq_time_bucket{{{name}}}[1m])) by (le))"
+
 
 class Flagger(Peer):
-    """Flagger with Contour: the analysis of its tutorial, each ten seconds."""
+    """Flagger with Contour: the analysis of its tutorial, each ten seconds, or a tuned one."""
 
-    def __init__(self, front: Front, process: psutil.Process) -> None:
+    def __init__(self, front: Front, process: psutil.Process, *, tuned: bool) -> None:
         super().__init__(front, process)
+        template = {
+            "apiVersion": "flagger.app/v1beta1",
+            "kind": "MetricTemplate",
+            "metadata": {"name": "median"},
+            "spec": {"provider": {"type": "prometheus", "address": front.prometheus}, "query": self._median()},
+        }
+        median = {"name": "median", "templateRef": {"name": "median"}, "thresholdRange": {"max": MEDIAN_MS}}
+        duration = {"name": "request-duration", "thresholdRange": {"max": SLOW_MS}, "interval": "30s"}
+        success = {"name": "request-success-rate", "thresholdRange": {"min": 99}, "interval": "1m"}
         analysis = {
             "interval": INTERVAL,
-            "threshold": 5,
+            "threshold": 3 if tuned else 5,
             "maxWeight": 50,
             "stepWeight": 5,
-            "metrics": [
-                {"name": "request-success-rate", "thresholdRange": {"min": 99}, "interval": "1m"},
-                {"name": "request-duration", "thresholdRange": {"max": SLOW_MS}, "interval": "30s"},
-            ],
+            "metrics": [success, {**median, "interval": "1m"} if tuned else duration],
         }
         spec = {
             "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": MODEL},
@@ -271,7 +290,8 @@ class Flagger(Peer):
             "analysis": analysis,
         }
         canary = {"apiVersion": "flagger.app/v1beta1", "kind": "Canary", "metadata": {"name": MODEL}, "spec": spec}
-        self.written = [canary, front.proxy(includes=[{"name": MODEL, "conditions": [{"prefix": "/"}]}])]
+        proxy = front.proxy(includes=[{"name": MODEL, "conditions": [{"prefix": "/"}]}])
+        self.written = [canary, proxy, *([template] if tuned else ())]
         front.apply(self._deployment(GOOD), *self.written)
         front.cluster.wait("Flagger has its primary", lambda: self._phase() == "Initialized", LIMIT_S)
 
@@ -293,20 +313,29 @@ class Flagger(Peer):
 
 
 class ArgoRollouts(Peer):
-    """Argo Rollouts with the steps of its page on analysis, each of ten seconds, and two measurements in each."""
+    """Argo Rollouts with the steps of its page on analysis, each of ten seconds, and two measurements in each.
 
-    def __init__(self, front: Front, process: psutil.Process) -> None:
+    Tuned, it has the limits of Flagger's page, a median, and room for one measurement that fails.
+    """
+
+    def __init__(self, front: Front, process: psutil.Process, *, tuned: bool) -> None:
         super().__init__(front, process)
         name = f'envoy_cluster_name=~"{front.namespace}_{MODEL}-canary_[0-9a-zA-Z-]+"'
         total = f"sum(rate(envoy_cluster_upstream_rq{{{name}}}[1m]))"
         errors = f'sum(rate(envoy_cluster_upstream_rq{{{name},envoy_response_code!~"5.*"}}[1m]))'
-        metric = {
-            "name": "success-rate",
-            "interval": "5s",
-            "successCondition": "len(result) == 0 || isNaN(result[0]) || result[0] >= 0.95",
-            "failureLimit": 3,
-            "provider": {"prometheus": {"address": front.prometheus, "query": f"{errors} / {total}"}},
-        }
+
+        def metric(name: str, query: str, condition: str) -> Json:
+            return {
+                "name": name,
+                "interval": "5s",
+                "successCondition": f"len(result) == 0 || isNaN(result[0]) || result[0] {condition}",
+                "failureLimit": 1 if tuned else 3,
+                "provider": {"prometheus": {"address": front.prometheus, "query": query}},
+            }
+
+        metrics = [metric("success-rate", f"{errors} / {total}", ">= 0.99" if tuned else ">= 0.95")]
+        if tuned:
+            metrics.append(metric("median", self._median(), f"<= {MEDIAN_MS}"))
         steps = [
             step for weight in (20, 40, 60, 80) for step in ({"setWeight": weight}, {"pause": {"duration": INTERVAL}})
         ]
@@ -328,7 +357,7 @@ class ArgoRollouts(Peer):
             "apiVersion": "argoproj.io/v1alpha1",
             "kind": "AnalysisTemplate",
             "metadata": {"name": "masks"},
-            "spec": {"metrics": [metric]},
+            "spec": {"metrics": metrics},
         }
         spec = {"selector": {"app": MODEL}, "ports": [{"port": PORT, "targetPort": PORT}]}
         made = [
@@ -428,16 +457,16 @@ def front(cluster: Cluster, folder: Path) -> Iterator[Front]:
 
 
 @contextmanager
-def segserve(cluster: Cluster, _: Path) -> Iterator[Tool]:
+def segserve(cluster: Cluster, _: Path, *, at_default_pace: bool = False) -> Iterator[Tool]:
     """Our operator on a namespace of its own, for the time of the block."""
     with ExitStack() as stack:
         namespace = stack.enter_context(cluster.namespace("ours"))
         operator = stack.enter_context(installed(cluster, [namespace]))
-        yield Segserve(ServedNamespace(cluster, operator, namespace))
+        yield Segserve(ServedNamespace(cluster, operator, namespace), at_default_pace=at_default_pace)
 
 
 @contextmanager
-def flagger(cluster: Cluster, folder: Path) -> Iterator[Tool]:
+def flagger(cluster: Cluster, folder: Path, *, tuned: bool = False) -> Iterator[Tool]:
     """Flagger on a namespace of its own, for the time of the block."""
     with ExitStack() as stack:
         found = stack.enter_context(front(cluster, folder))
@@ -447,13 +476,13 @@ def flagger(cluster: Cluster, folder: Path) -> Iterator[Tool]:
             f"-namespace={found.namespace} -port={free_port()} -log-level=info"
         ).split()
         process = stack.enter_context(running([program, *options], folder / "flagger.log"))
-        tool = Flagger(found, psutil.Process(process.pid))
+        tool = Flagger(found, psutil.Process(process.pid), tuned=tuned)
         until(lambda: leads_to_coins(tool.url, HOST), "the route leads to the first revision")
         yield tool
 
 
 @contextmanager
-def argo_rollouts(cluster: Cluster, folder: Path) -> Iterator[Tool]:
+def argo_rollouts(cluster: Cluster, folder: Path, *, tuned: bool = False) -> Iterator[Tool]:
     """Argo Rollouts on a namespace of its own, for the time of the block."""
     with ExitStack() as stack:
         found = stack.enter_context(front(cluster, folder))
@@ -465,7 +494,7 @@ def argo_rollouts(cluster: Cluster, folder: Path) -> Iterator[Tool]:
         ).split()
         variables = {"POD_NAMESPACE": found.namespace}
         process = stack.enter_context(running([program, *options], folder / "argo-rollouts.log", variables))
-        tool = ArgoRollouts(found, psutil.Process(process.pid))
+        tool = ArgoRollouts(found, psutil.Process(process.pid), tuned=tuned)
         stack.enter_context(tool.following())
         until(lambda: leads_to_coins(tool.url, HOST), "the route leads to the first revision")
         yield tool
@@ -498,7 +527,14 @@ def kinds(cluster: Cluster) -> Iterator[None]:
             cluster.kubectl("delete", "crd", "traefikservices.traefik.io", "--wait=false")
 
 
-TOOLS: Final = {"segserve": segserve, "Flagger 1.36.1": flagger, "Argo Rollouts 1.10.2": argo_rollouts}
+TOOLS: Final = {
+    "segserve": segserve,
+    "Flagger 1.36.1": flagger,
+    "Argo Rollouts 1.10.2": argo_rollouts,
+    "segserve at its default pace": partial(segserve, at_default_pace=True),
+    "Flagger 1.36.1, tuned": partial(flagger, tuned=True),
+    "Argo Rollouts 1.10.2, tuned": partial(argo_rollouts, tuned=True),
+}
 
 
 def rolled_out(tool: Tool, candidate: str) -> Json:
@@ -549,13 +585,13 @@ def main() -> None:
     """Run each tool with each candidate, and write what came of it."""
     parser = argparse.ArgumentParser(prog="python -m bench.rollout_peers", description=__doc__)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--tool", default="", help="only tools whose name has this text")
-    parser.add_argument("--only", default="", help="only candidates whose name has this text")
+    parser.add_argument("--tool", choices=TOOLS, action="append", help="only this tool; repeatable")
+    parser.add_argument("--only", choices=CANDIDATES, action="append", help="only this candidate; repeatable")
     given = parser.parse_args()
     console, found = Console(), json.loads(OUT.read_text()) if OUT.exists() else {}
-    candidates = [each for each in CANDIDATES if given.only in each]
+    candidates = given.only or list(CANDIDATES)
     with running_cluster() as cluster, kinds(cluster):
-        for name in [each for each in TOOLS if given.tool in each] * given.runs:
+        for name in (given.tool or list(TOOLS)) * given.runs:
             for candidate, result, written in measured(name, cluster, candidates):
                 console.print(name, candidate, result)
                 found.setdefault(name, {})["written"] = written
