@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.promptable import PromptableFamily
 from segserve_builder.steps.pipeline import Pipeline
 
 Class = int | dict[str, Any]
+DECODER = {"artifactSha256": "1" * 64, "cacheBytes": 2**28}
+"""The prompt decoder of families that need one."""
 
 
 def pipeline_of(family: str = "semantic-logits", classes: int | Iterable[Class] = 2, **changes: Any) -> Pipeline:
@@ -24,4 +28,6 @@ def pipeline_of(family: str = "semantic-logits", classes: int | Iterable[Class] 
         "output": {},
         "runtime": {},
     }
+    if isinstance(FAMILIES.get(family), PromptableFamily):
+        plain["decoder"] = DECODER
     return Pipeline.model_validate(plain | changes)

@@ -438,6 +438,7 @@ def instances(log: list[str], tmp_path: Path) -> Iterator[list[Any]]:
     config = {
         "parameters": {"segserve": {"string_value": tree_options.to_parameter()}},
         "instance_group": [{"count": 3}],
+        "input": [{"name": "IMAGE"}, {"name": "PIXELS"}],
     }
     module = importlib.import_module("segserve_builder.backend.pipeline")
     started = []

@@ -66,6 +66,9 @@ class AssignedModel(FrozenModel):
     light_artifact: Artifact | None = None
     """The file of its cascade's light network, if it has one."""
 
+    decoder_artifact: Artifact | None = None
+    """The file of its prompt decoder, if it has one."""
+
     metrics: ModelMetrics = ModelMetrics()
     """What the steps count of answers; it changes neither the revision nor an answer."""
 
@@ -97,6 +100,8 @@ class AssignedModel(FrozenModel):
             found["second"] = NetworkArtifact(self.pipeline.second, self.second_artifact)
         if self.pipeline.light is not None and self.light_artifact is not None:
             found["light"] = NetworkArtifact(self.pipeline.light, self.light_artifact)
+        if self.decoder_artifact is not None:
+            found["decoder"] = NetworkArtifact(self.pipeline, self.decoder_artifact)
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class JoinedSteps:
         self._limit_bytes = limit_allocations()
         return self._limit_bytes
 
+    def free(self) -> None:
+        """Give all memory back that a request can do without; no image may run."""
+        self._session.close()
+
     def close(self) -> None:
         """Report what was counted last."""
         self._post.finalize()
@@ -59,28 +63,38 @@ class JoinedSteps:
     def _answered_in_turn(self, request: SentRequest) -> dict[str, NDArray[Any]]:
         try:
             with self._turns.beside() as running:
-                return self._answered(request, lambda image: self._session.run(image, running))
+                return self.answered(request, lambda image: self._session.run(image, running))
         except _NoMemoryError:
             pass
         # An image must not depend on what runs beside it.
         with self._turns.alone():
-            self._session.close()
-            return self._answered(request, self._session.run_alone)
+            self.free()
+            return self.answered(request, self._session.run_alone)
 
-    def _answered(
+    def answered(
         self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
     ) -> dict[str, NDArray[Any]]:
-        with spans("pre", request.parents), self._described(lambda: pre.describe(request)):
+        """Return the public outputs that a request requires; `run` runs the network over one image."""
+        tensors, outputs = self.run_network(request, run)
+        tensors |= {network_output(name): array for name, array in outputs.items()}
+        return self.postprocessed(replace(request, tensors={**request.tensors, **tensors}))
+
+    def run_network(
+        self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Return what passes from the first step to the last, and the network's outputs, both by name."""
+        with spans("pre", request.parents), self.described(lambda: pre.describe(request)):
             tensors = self._pre.answer(request)
         given = tensors.pop(NETWORK_INPUT)
-        with spans("network", request.parents), self._described(lambda: described_input(given, self._layout)):
-            outputs = self._outputs(given, run)
-        tensors |= {network_output(name): array for name, array in outputs.items()}
-        after = replace(request, tensors={**request.tensors, **tensors})
-        with spans("post", request.parents), self._described(lambda: post.describe(after)):
+        with spans("network", request.parents), self.described(lambda: described_input(given, self._layout)):
+            return tensors, self._outputs(given, run)
+
+    def postprocessed(self, after: SentRequest) -> dict[str, NDArray[Any]]:
+        """Return the public outputs of a request that has the network's outputs beside its own tensors."""
+        with spans("post", after.parents), self.described(lambda: post.describe(after)):
             answer = self._post.answer(after)
         assert answer is not None  # a model with a heavy network has steps of its own
-        size = ResizeTransform.from_numbers(tensors[GEOMETRY.name])
+        size = ResizeTransform.from_numbers(after.tensors[GEOMETRY.name])
         if self._images.is_much_smaller(size.height * size.width):
             return_freed_memory()
         return answer
@@ -96,7 +110,8 @@ class JoinedSteps:
             raise BadImageError(str(error)) from error
 
     @contextmanager
-    def _described(self, work: Callable[[], str]) -> Iterator[None]:
+    def described(self, work: Callable[[], str]) -> Iterator[None]:
+        """Name the work of the context in the error of a request that needs more memory than there is."""
         try:
             yield
         except InputMemoryError as error:

@@ -28,8 +28,6 @@ from segserve_builder.backend.responses import (
 from segserve_builder.errors import ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, keep_freed_memory, limit_allocations, share_freed_memory
 
-_INPUTS = ("IMAGE", "PIXELS")
-
 
 class TritonPythonModel:
     """Answers one image per request, and computes only the requested outputs."""
@@ -37,7 +35,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Build the steps, or find the instance that has them."""
         keep_freed_memory()
-        folder = Path(args["model_repository"])
+        folder, config = Path(args["model_repository"]), json.loads(args["model_config"])
+        self._inputs = [tensor["name"] for tensor in config["input"]]
         sockets = socket_folder(folder.parent)
         group, _, number = args["model_instance_name"].rpartition("_")
         self._first = f"{group}_0"
@@ -48,12 +47,17 @@ class TritonPythonModel:
             self._limit_bytes = limit_allocations()
             return
         from segserve_builder.backend.joined import JoinedSteps
-        from segserve_builder.steps.step_options import MODEL_FILE, PipelineOptions
+        from segserve_builder.steps.step_options import DECODER_FILE, MODEL_FILE, PipelineOptions
 
         share_freed_memory()
-        instances = json.loads(args["model_config"])["instance_group"][0]["count"]
+        instances, files = config["instance_group"][0]["count"], folder / args["model_version"]
         options = PipelineOptions.from_model_config(args["model_config"])
-        self._steps = JoinedSteps(options, folder / args["model_version"] / MODEL_FILE, instances)
+        if options.decoder is None:
+            self._steps = JoinedSteps(options, files / MODEL_FILE, instances)
+        else:
+            from segserve_builder.backend.prompted import PromptedSteps
+
+            self._steps = PromptedSteps(options, options.decoder, files / MODEL_FILE, files / DECODER_FILE, instances)
         self._ask = self._steps.answer
         self._listener = InstanceListener(sockets, folder.name, instances - 1, self._steps.answer)
         self._limit_bytes = self._steps.limit()
@@ -74,7 +78,7 @@ class TritonPythonModel:
 
     def _response(self, request: Any) -> Any:
         try:
-            given = ((name, input_array(request, name)) for name in _INPUTS)
+            given = ((name, input_array(request, name)) for name in self._inputs)
             answer = self._ask(
                 SentRequest(
                     request.request_id(),

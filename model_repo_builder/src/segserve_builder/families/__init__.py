@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from segserve_builder.families import anchors, detections, queries, semantic_labels, semantic_logits, yolo
+from segserve_builder.families import anchors, detections, promptable, queries, semantic_labels, semantic_logits, yolo
 from segserve_builder.families.base import Family
 
 _ROWS: Final[tuple[Family, ...]] = (
@@ -37,5 +37,7 @@ _ROWS: Final[tuple[Family, ...]] = (
     queries.DETR_SIGMOID,
     queries.DETR_SIGMOID_SEG,
     queries.DEFORMABLE_DETR,
+    promptable.PROMPTABLE,
+    promptable.PROMPTABLE_SAM2,
 )
 FAMILIES: Final[Mapping[str, Family]] = {family.name: family for family in _ROWS}

@@ -109,7 +109,8 @@ def postprocess_config(options: PostOptions, task: Task, instances: int) -> Any:
     image, pixels = public_inputs(options.pipeline.input)
     _add_inputs(config, [image] if options.heavy is None else [image, pixels], optional=True)
     smoothing = smoothing_of(options.pipeline)
-    _add_outputs(config, public_outputs(task, streams=smoothing is not None, flags=options.pipeline.flags_images))
+    flags = options.pipeline.flags_images
+    _add_outputs(config, public_outputs(task, streams=smoothing is not None, flags=flags, prompts=False))
     config.metric_tags["revision"] = options.revision
     if smoothing is not None and smoothing.sequence_batcher:
         # The direct strategy would give each stream the whole step until it ends: this one takes requests by age.
@@ -121,10 +122,11 @@ def postprocess_config(options: PostOptions, task: Task, instances: int) -> Any:
 def pipeline_config(options: PipelineOptions, task: Task, target: RenderTarget) -> Any:
     """Return the step that is all of a model, from IMAGE or PIXELS to the public outputs, yet unnamed."""
     pipeline = options.post.pipeline
+    prompts = pipeline.decoder is not None
     config = _python_step(options, instances=target.joined_instances)
     _add_histogram(config, target)
-    _add_inputs(config, public_inputs(pipeline.input), optional=True)
-    _add_outputs(config, public_outputs(task, streams=False, flags=pipeline.flags_images))
+    _add_inputs(config, public_inputs(pipeline.input, prompts=prompts), optional=True)
+    _add_outputs(config, public_outputs(task, streams=False, flags=pipeline.flags_images, prompts=prompts))
     config.metric_tags["revision"] = options.post.revision
     return config
 
@@ -209,8 +211,9 @@ def _public_ensemble(
     config.parameters["classes"].string_value = canonical_json(classes)
     if (window := pipeline.decode.window) is not None:
         config.parameters["window"].string_value = canonical_json(list(window))
-    inputs = public_inputs(pipeline.input)
-    outputs = public_outputs(task, streams=smoothing_of(pipeline) is not None, flags=pipeline.flags_images)
+    streams, prompts = smoothing_of(pipeline) is not None, pipeline.decoder is not None
+    inputs = public_inputs(pipeline.input, prompts=prompts)
+    outputs = public_outputs(task, streams=streams, flags=pipeline.flags_images, prompts=prompts)
     if task in SCORED:
         config.parameters["maxDetections"].string_value = str(pipeline.max_detections)
     _add_inputs(config, inputs, optional=True)

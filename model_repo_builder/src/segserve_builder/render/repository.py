@@ -16,13 +16,22 @@ from pathlib import Path
 from segserve_builder.errors import StepConflictError, UnknownNameError, writing
 from segserve_builder.families import FAMILIES
 from segserve_builder.render.target import EMBEDDED, RenderTarget
-from segserve_builder.render.tree import CONFIG_FILE, Files, Network, Sharing, Tree, render, with_network_alias
+from segserve_builder.render.tree import (
+    CONFIG_FILE,
+    Files,
+    Network,
+    PromptDecoderFile,
+    Sharing,
+    Tree,
+    render,
+    with_network_alias,
+)
 from segserve_builder.sources import fetch
 from segserve_builder.sources.access import LOCAL, Access
 from segserve_builder.sources.fetching import Progress
 from segserve_builder.sources.signatures import verify
 from segserve_builder.spec.model_spec import COUNTED, Artifact, ModelMetrics
-from segserve_builder.steps.inference import network_io
+from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.pipeline import NetworkArtifact, NetworkRole, Pipeline
 from segserve_common.files import sync_folder
@@ -44,20 +53,30 @@ def build_tree(
     `access` limits where the artifacts may be downloaded from. With `shared` its steps are also other models' steps.
     Raises a `BuilderError` that says what was observed and what is allowed.
     """
-    read = {role: _read(*network, cache, access, progress) for role, network in networks.items()}
+    files = {role: _fetched(network.artifact, cache, access, progress) for role, network in networks.items()}
+    read = {role: _read(network.pipeline, files[role]) for role, network in networks.items() if role != "decoder"}
     pipeline, first = networks["first"].pipeline, read["first"]
+    decoder = None
+    if "decoder" in files:
+        decoder = PromptDecoderFile(decoder_io(pipeline, read_signature(files["decoder"]), first.io), files["decoder"])
     # The public network's ensemble has nothing that could take what selects a member.
     apart = "network" in expose
     sharing = Sharing(post=shared, networks=shared and not apart)
-    tree = render(pipeline, first, read.get("second"), target, metrics, sharing, read.get("light"), apart=apart)
+    tree = render(
+        pipeline, first, read.get("second"), target, metrics, sharing, read.get("light"), apart=apart, decoder=decoder
+    )
     return with_network_alias(tree, pipeline, first.io) if apart else tree
 
 
-def _read(pipeline: Pipeline, artifact: Artifact, cache: Path, access: Access, progress: Progress | None) -> Network:
-    if pipeline.family not in FAMILIES:
-        raise UnknownNameError("family", pipeline.family, FAMILIES)
+def _fetched(artifact: Artifact, cache: Path, access: Access, progress: Progress | None) -> Path:
     file = fetch(artifact.uri, artifact.sha256, cache, access, progress=progress)
     verify(artifact, file, access)
+    return file
+
+
+def _read(pipeline: Pipeline, file: Path) -> Network:
+    if pipeline.family not in FAMILIES:
+        raise UnknownNameError("family", pipeline.family, FAMILIES)
     signature = read_signature(file)
     io = network_io(pipeline, signature)
     return Network(io, file, single=len(signature.inputs[0].shape) < len(io.input.shape))

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from segserve_builder.errors import UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO
+from segserve_builder.families.promptable import DecoderIO
 from segserve_builder.render import config
 from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.spec.members import OPTIONS_FILE, member_name
@@ -21,7 +22,9 @@ from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.preprocess_rules import check_network_input, check_preprocess, common_input
 from segserve_builder.steps.public_outputs import Task
 from segserve_builder.steps.step_options import (
+    DECODER_FILE,
     MODEL_FILE,
+    DecoderOptions,
     HeavyOptions,
     NetOptions,
     PipelineOptions,
@@ -70,6 +73,14 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptDecoderFile:
+    """A prompt decoder's file and its tensors."""
+
+    io: DecoderIO
+    artifact: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """One revision's models: immutable steps, and ensembles with mutable names that call them.
 
@@ -106,21 +117,22 @@ def render(
     light: Network | None = None,
     *,
     apart: bool = False,
+    decoder: PromptDecoderFile | None = None,
 ) -> Tree:
     """Render `pipeline` over its network; `second` is its second one.
 
     `light` is the light network of its cascade, if it has one, whose steps are never shared. `metrics`, `sharing` and
-    `apart`, which gives the network a step of its own in any case, change steps and no answer. Pure: equal arguments
-    give an equal tree. Raises `UnknownNameError` for the family, and `PipelineError` if the stages do not fit each
-    other or the network.
+    `apart`, which gives the network a step of its own in any case, change steps and no answer. A network with a prompt
+    `decoder` always is in one step with it. Pure: equal arguments give an equal tree. Raises `UnknownNameError` for the
+    family, and `PipelineError` if the stages do not fit each other or the network.
     """
     for each in pipeline.networks:
         if each.family not in FAMILIES:
             raise UnknownNameError("family", each.family, FAMILIES)
     check_cascade(pipeline)
     if light is None or pipeline.cascade is None or pipeline.light is None:
-        if target.joins_steps(pipeline) and not sharing.post and not apart:
-            only = _joined_tier(pipeline, network, target, metrics)
+        if decoder is not None or (target.joins_steps(pipeline) and not sharing.post and not apart):
+            only = _joined_tier(pipeline, network, target, metrics, decoder)
         else:
             only = _tier(pipeline, pipeline.revision, network, second, target, metrics, sharing)
         only.ensemble.name = pipeline.model
@@ -213,16 +225,29 @@ def _tier(
     )
 
 
-def _joined_tier(pipeline: Pipeline, network: Network, target: RenderTarget, metrics: ModelMetrics) -> _Tier:
+def _joined_tier(
+    pipeline: Pipeline,
+    network: Network,
+    target: RenderTarget,
+    metrics: ModelMetrics,
+    decoder: PromptDecoderFile | None,
+) -> _Tier:
     task = _checked(pipeline, network.io)
-    post = PostOptions.of(pipeline, network.io, None, metrics)
+    read = network.io if decoder is None else replace(network.io, outputs=decoder.io.outputs)
+    post = PostOptions.of(pipeline, read, None, metrics)
+    files: dict[str, bytes | Path] = {f"1/{MODEL_FILE}": network.artifact}
+    prompts = None
+    if decoder is not None and pipeline.decoder is not None:
+        prompts = DecoderOptions(io=decoder.io, **pipeline.decoder.model_dump())
+        files[f"1/{DECODER_FILE}"] = decoder.artifact
     options = PipelineOptions(
         pre=PreOptions.of(pipeline, network.io, measures=post.measures),
         net=NetOptions.of(pipeline, network.io),
         post=post,
+        decoder=prompts,
     )
     message = config.pipeline_config(options, task, target)
-    step = _step("pipeline", message, {f"1/{MODEL_FILE}": network.artifact})
+    step = _step("pipeline", message, files)
     ensemble = config.joined_ensemble_config(pipeline, pipeline.revision, task, step.name)
     return _Tier((step,), ensemble, (step.name,), frozenset(), {step.name: target.joined_instances})
 

@@ -76,8 +76,10 @@ class Resize(Stage):
         le=16384,
         description="letterbox, shortSide, keep: number that both sides are padded to a multiple of.",
     )
-    padding: Literal["constant", "edge"] = Field(
-        "constant", description="Padding with padValue, or with the repeated edge."
+    padding: Literal["constant", "edge", "zeros"] = Field(
+        "constant",
+        description="Padding with padValue, with the repeated edge, or with zeros of the normalised input, as "
+        "segment-anything pads.",
     )
     pad_value: int | None = Field(
         None, ge=0, le=65535, description="Value of constant padding, in units of the decoded pixels."
@@ -111,8 +113,8 @@ class Resize(Stage):
                 f"resize mode {self.mode!r} needs {needs or 'nothing'} and may have "
                 f"{takes or 'nothing more'}; got {', '.join(sorted(given)) or 'none'}"
             )
-        if self.padding == "edge" and self.pad_value is not None:
-            raise ValueError("padValue needs padding: constant; got edge")
+        if self.padding != "constant" and self.pad_value is not None:
+            raise ValueError(f"padValue needs padding: constant; got {self.padding}")
         if self.antialias and self.interpolation not in ("bilinear", "cubic"):
             raise ValueError(f"antialias needs interpolation: bilinear or cubic; got {self.interpolation}")
         if self.rounding == "eachPass" and not self.antialias:

@@ -11,13 +11,14 @@ from segserve_builder.families.base import NetworkIO
 from segserve_builder.spec.model_spec import Engine
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.cascade import check_cascade, light_score
-from segserve_builder.steps.inference import network_io
+from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.out_of_distribution import score_of
 from segserve_builder.steps.pipeline import Cascade, Pipeline
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
 from segserve_builder.steps.preprocess import NetworkInput, Preprocess
 from segserve_builder.steps.preprocess_rules import common_input
+from segserve_builder.steps.prompts import NO_PROMPT, PromptDecoder, PromptInputs
 from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import NetOptions
@@ -35,12 +36,13 @@ class InProcessModel:
         artifact: Path,
         second: Path | None = None,
         light: Path | None = None,
+        decoder: Path | None = None,
         *,
         engine: Engine | None = None,
         gpu: int | None = None,
         network: NetworkSession | None = None,
     ) -> None:
-        """Load the network's file, and the files of the pipeline's second and light network if it has them.
+        """Load the network's file, and the files of the pipeline's other networks if it has them.
 
         `engine` and `gpu` run the networks whatever the pipeline says: this machine may lack what servers have.
         `network` is a session of the first one, if there is one already.
@@ -64,6 +66,10 @@ class InProcessModel:
             measures=pipeline.scores_detail,
         )
         self._unlike = pipeline.out_of_distribution
+        self._decoder = None
+        if decoder is not None:
+            decoded = decoder_io(pipeline, read_signature(decoder), io)
+            self._decoder, io = PromptDecoder(decoder, decoded), replace(io, outputs=decoded.outputs)
         self._postprocess = Postprocess(pipeline, io, second_io)
 
     def network_input(self, image: bytes) -> NetworkInput:
@@ -82,18 +88,26 @@ class InProcessModel:
         return self._network.feeds(self.network_input(image).tensor)
 
     def answer(
-        self, image: bytes, request: RequestOptions, raw: dict[str, NDArray[Any]] | None = None
+        self,
+        image: bytes,
+        request: RequestOptions,
+        raw: dict[str, NDArray[Any]] | None = None,
+        prompt: PromptInputs = NO_PROMPT,
     ) -> dict[str, NDArray[Any]]:
         """Return every public output but REVISION for one encoded image, of the network's outputs `raw` if it is set.
 
-        Dtypes and shapes follow the wire contract.
+        Dtypes and shapes follow the wire contract. The `prompt` is for a promptable network, whose answer has no object
+        without one.
         """
         if self._light is not None and self.pipeline.cascade is not None:
             score, outputs = self._light.scored(image, request, self.pipeline.cascade)
             if score < self.pipeline.cascade.threshold:
                 return outputs
         given = self.network_input(image)
-        return self._answered(given, raw or self.raw(given), request, self._outputs, lambda value: None)
+        outputs = raw or self.raw(given)
+        if self._decoder is not None:
+            outputs = self._decoder(outputs, prompt, given.transform)
+        return self._answered(given, outputs, request, self._outputs, lambda value: None)
 
     def scored(self, image: bytes, request: RequestOptions, cascade: Cascade) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the score of this network's answer as the light one of a cascade, and the answer."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
+from segserve_builder.families.promptable import DecoderIO, PromptableFamily
 from segserve_builder.stages.base import Stage
 from segserve_builder.stages.tile import TiledInference
 from segserve_builder.stages.tta import Tta
@@ -36,6 +37,17 @@ def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
             f"{signature.quantisation or 'no'} pairs: `segserve export --precision int8` makes them for engine tensorrt"
         )
     return with_inference(pipeline, FAMILIES[pipeline.family].network_io(signature, pipeline))
+
+
+def decoder_io(pipeline: Pipeline, signature: NetworkSignature, encoder: NetworkIO) -> DecoderIO:
+    """Return the tensors of the prompt decoder's file for the embeddings of `encoder`.
+
+    Raises `SignatureError` if it has others, and `PipelineError` if the family has no decoder.
+    """
+    family = FAMILIES[pipeline.family]
+    if not isinstance(family, PromptableFamily):
+        raise PipelineError(f"family {pipeline.family!r} has no prompt decoder")
+    return family.decoder_io(signature, encoder)
 
 
 def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:

@@ -111,6 +111,13 @@ class Cascade(FrozenModel):
     classes: tuple[int, ...] = ()
 
 
+class DecoderNetwork(FrozenModel):
+    """The decoder of a promptable network, and how many bytes of its images' embeddings a server keeps."""
+
+    artifact_sha256: Sha256
+    cache_bytes: int
+
+
 class Pipeline(FrozenModel):
     """Everything that can change a model's answers. Its digest names the revision."""
 
@@ -127,6 +134,7 @@ class Pipeline(FrozenModel):
     instances: SecondNetwork | None = None
     out_of_distribution: OutOfDistributionPolicy | None = None
     cascade: Cascade | None = None
+    decoder: DecoderNetwork | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON value whose digest names the revision.
@@ -223,8 +231,8 @@ class Pipeline(FrozenModel):
         return f"{self.model}-{digest(self.identity())}"
 
 
-NetworkRole: TypeAlias = Literal["first", "second", "light"]
-"""The first network of a model, the second one beside it, and the light one of its cascade."""
+NetworkRole: TypeAlias = Literal["first", "second", "light", "decoder"]
+"""The first network of a model, the second one beside it, the light one of its cascade, and its prompt decoder."""
 
 
 class NetworkArtifact(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO
+from segserve_builder.families.promptable import PromptableFamily
 from segserve_builder.spec.model_spec import Output
 from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER, listed_outputs
 from segserve_builder.stages import POSTPROCESS
@@ -54,7 +55,8 @@ class Postprocess:
         self._reader = _Reader(pipeline, io)
         self._second = None if pipeline.second is None or second is None else _Reader(pipeline.second, second)
         is_streamed = smoothing_of(pipeline) is not None
-        outputs = public_outputs(self._task, streams=is_streamed, flags=pipeline.flags_images)
+        prompts = pipeline.decoder is not None
+        outputs = public_outputs(self._task, streams=is_streamed, flags=pipeline.flags_images, prompts=prompts)
         self._empty = {tensor.name: empty(tensor) for tensor in outputs}
 
     def __call__(
@@ -159,6 +161,7 @@ def check_postprocess(pipeline: Pipeline) -> Task:
     """
     family = _family(pipeline)
     check_second(pipeline)
+    check_decoder(pipeline)
     smoothing_of(pipeline)
     if family.numbers_classes and [item.id for item in pipeline.classes] != list(range(len(pipeline.classes))):
         ids = ", ".join(str(item.id) for item in pipeline.classes)
@@ -210,6 +213,31 @@ def check_second(pipeline: Pipeline) -> None:
         raise PipelineError(f"instances: {error}") from error
     if task != "instance":
         raise PipelineError(f"the second network's stages give an answer of task {task}; they must give instances")
+
+
+def check_decoder(pipeline: Pipeline) -> None:
+    """Check that there is a prompt decoder if and only if the family needs one, and that the rest fits it.
+
+    Raises `PipelineError` if not, and `UnknownNameError` for the family.
+    """
+    family = _family(pipeline)
+    if not isinstance(family, PromptableFamily):
+        if pipeline.decoder is not None:
+            known = ", ".join(name for name, each in FAMILIES.items() if isinstance(each, PromptableFamily))
+            raise PipelineError(f"family {pipeline.family!r} has no prompt decoder; with `decoder` allowed are {known}")
+        return
+    if pipeline.decoder is None:
+        raise PipelineError(f"family {pipeline.family!r} needs the file of its prompt decoder: `decoder` is missing")
+    runtime = pipeline.runtime
+    has_own = runtime.instances > 1 or runtime.engine is not None or runtime.device == "gpu"
+    strange = {
+        "instances": pipeline.instances is not None,
+        "cascade": pipeline.cascade is not None,
+        "inference": bool(pipeline.inference),
+        "runtime with instances, engine or device: gpu": has_own,
+    }
+    if named := [name for name, is_there in strange.items() if is_there]:
+        raise PipelineError(f"family {pipeline.family!r} runs both files in one process on a CPU, without {named[0]}")
 
 
 def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:

@@ -15,6 +15,7 @@ from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode import Decode, decode_of
 from segserve_builder.stages.normalise import Normalise
+from segserve_builder.stages.resize import Resize
 from segserve_builder.steps.image_statistics import measure
 from segserve_builder.steps.pipeline import PipelineStep
 from segserve_builder.steps.preprocess_rules import (
@@ -66,6 +67,7 @@ class Preprocess:
         self._decode = decode_of(stages)
         # What changes pixels comes before what makes numbers of them, as `check_preprocess` saw to.
         self._stages = [stage for stage in stages if not isinstance(stage, Decode | Normalise)]
+        self._zeros = any(isinstance(stage, Resize) and stage.padding == "zeros" for stage in stages)
         self._normalise = next((stage for stage in stages if isinstance(stage, Normalise)), None)
         # Read once: attribute access and conversion of typed values do not belong on the way of a request.
         self._colour: Literal["RGB", "GREY"] = "GREY" if spec.colour == "GREY" else "RGB"
@@ -91,7 +93,15 @@ class Preprocess:
         statistics = measure(value.pixels) if self._measures else None
         for stage in self._stages:
             value = stage(value, _NO_OVERRIDES)
-        return NetworkInput(self._tensor(value)[None], value.transform, self._guide(value), statistics)
+        tensor = self._tensor(value)
+        if self._zeros:
+            self._clear_padding(tensor, value.transform)
+        return NetworkInput(tensor[None], value.transform, self._guide(value), statistics)
+
+    def _clear_padding(self, tensor: NDArray[Any], place: ResizeTransform) -> None:
+        planes = tensor if self._channels_first else np.moveaxis(tensor, 2, 0)
+        planes[:, : place.top] = planes[:, place.top + place.inner_height :] = 0
+        planes[:, :, : place.left] = planes[:, :, place.left + place.inner_width :] = 0
 
     def _guide(self, value: Image) -> NDArray[np.uint8] | None:
         if not self._guided:

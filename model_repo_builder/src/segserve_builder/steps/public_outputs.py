@@ -30,6 +30,28 @@ OUT_OF_DISTRIBUTION: Final = TensorSpec("OUT_OF_DISTRIBUTION", "FP32", (None,))
 OVERLAY: Final = TensorSpec("OVERLAY", "BYTES", (None,))
 """Output of every model: a file of the image with the answer drawn on it, in the format that `overlay` names."""
 
+EMBEDDING: Final = TensorSpec("EMBEDDING", "BYTES", (1,))
+"""Input of promptable models: the EMBEDDING_ID of an earlier answer, in place of the image."""
+EMBEDDING_ID: Final = TensorSpec("EMBEDDING_ID", "BYTES", (1,))
+"""Output of promptable models: the image's id for further requests, empty if its embedding could not be kept.
+
+Inputs and outputs of an ensemble need different names.
+"""
+
+LOGITS: Final = TensorSpec("LOGITS", "FP32", (None, None, None))
+"""Output of promptable models: each mask's logits over the network's input, of which MASK_INPUT refines one.
+
+It is empty unless the parameter `outputs` names it.
+"""
+
+PROMPT_INPUTS: Final = (
+    EMBEDDING,
+    TensorSpec("POINTS", "FP32", (None, 2)),
+    TensorSpec("POINT_LABELS", "INT32", (None,)),
+    TensorSpec("PROMPT_BOXES", "FP32", (None, 4)),
+    TensorSpec("MASK_INPUT", "FP32", (None, None)),
+)
+
 _REVISION: Final = TensorSpec(REVISION, "BYTES", (1,))
 _SIZE: Final = TensorSpec("SIZE", "INT32", (2,))
 _CLASSES: Final = TensorSpec("CLASSES", "INT32", (None,))
@@ -64,10 +86,13 @@ SCORED: Final = frozenset(task for task, outputs in PUBLIC_OUTPUTS.items() if _S
 """Tasks whose answers have a score for each object, of which requests may set the least and the largest number."""
 
 
-def public_outputs(task: Task, *, streams: bool, flags: bool) -> tuple[TensorSpec, ...]:
-    """Return the outputs of a model, which may keep `streams`, and flag images that are out of distribution."""
+def public_outputs(task: Task, *, streams: bool, flags: bool, prompts: bool) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a model.
+
+    It may keep `streams`, flag images that are out of distribution, and take `prompts`.
+    """
     more = (OVERLAY, *((CONTINUED,) if streams else ()), *((OUT_OF_DISTRIBUTION,) if flags else ()))
-    return (*PUBLIC_OUTPUTS[task], *more)
+    return (*PUBLIC_OUTPUTS[task], *more, *((EMBEDDING_ID, LOGITS) if prompts else ()))
 
 
 def has_masks(task: Task) -> bool:
@@ -87,10 +112,14 @@ def empty(tensor: TensorSpec) -> NDArray[Any]:
     return np.full([size or 0 for size in tensor.shape], nothing, dtypes[tensor.dtype])
 
 
-def public_inputs(image: Input) -> tuple[TensorSpec, ...]:
-    """Return the two inputs of which a caller sends one: an encoded image, or its pixels shaped (H, W, C)."""
+def public_inputs(image: Input, *, prompts: bool = False) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a model.
+
+    A caller sends one of the first two: an encoded image, or its pixels shaped (H, W, C). A model that takes `prompts`
+    has their inputs, and takes the id of an image in place of it.
+    """
     pixels = TensorSpec("PIXELS", image.dtype, (None, None, CHANNELS[image.colour]))
-    return TensorSpec("IMAGE", "BYTES", (1,)), pixels
+    return TensorSpec("IMAGE", "BYTES", (1,)), pixels, *(PROMPT_INPUTS if prompts else ())
 
 
 def network_output(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Self
 
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import NetworkIO, TensorSpec
+from segserve_builder.families.promptable import DecoderIO
 from segserve_builder.spec.model_spec import UNCOUNTED, Engine, FrozenModel, Input, ModelMetrics, Precision, Runtime
 from segserve_builder.spec.names import canonical_json, digest
 from segserve_builder.steps.pipeline import Cascade, InferenceStep, Pipeline, PreprocessStep
@@ -15,6 +16,7 @@ from segserve_builder.steps.public_outputs import NETWORK_INPUT
 
 PARAMETER: Final = "segserve"
 MODEL_FILE: Final = "model.onnx"
+DECODER_FILE: Final = "decoder.onnx"
 
 
 class StepOptions(FrozenModel):
@@ -168,6 +170,14 @@ class PostOptions(StepOptions):
         )
 
 
+class DecoderOptions(FrozenModel):
+    """How a prompt decoder is run: its file's digest, its tensors, and the bytes of embeddings that are kept."""
+
+    artifact_sha256: str
+    io: DecoderIO
+    cache_bytes: int
+
+
 class PipelineOptions(StepOptions):
     """The options of a step that is all of a model: the options of the steps that it runs one after the other."""
 
@@ -175,3 +185,4 @@ class PipelineOptions(StepOptions):
     pre: PreOptions
     net: NetOptions
     post: PostOptions
+    decoder: DecoderOptions | None = None

@@ -35,6 +35,7 @@ from segserve_builder.spec.model_spec import (
 )
 from segserve_builder.steps.pipeline import (
     Cascade,
+    DecoderNetwork,
     InferenceStep,
     LightNetwork,
     Pipeline,
@@ -247,6 +248,19 @@ class CascadeSpec(ApiValue):
     )
 
 
+class DecoderSpec(ApiValue):
+    """The decoder of a promptable network: the file beside the image encoder's, and what is kept for it."""
+
+    artifact: Artifact = Field(description="File of the prompt decoder.")
+    embeddings_mebibytes: int = Field(
+        default=256,
+        ge=1,
+        le=65_536,
+        description="MiB of images' embeddings that a server keeps for further prompts, the last used ones; one of "
+        "segment-anything takes 4, one of SAM 2 takes 16.",
+    )
+
+
 class SegmentationModelSpec(ApiValue):
     """The model to serve."""
 
@@ -284,6 +298,9 @@ class SegmentationModelSpec(ApiValue):
         default=None,
         description="Light network that answers first, so that the model's own answers few images only. It is part "
         "of the revision. Default: the model's own network answers.",
+    )
+    decoder: DecoderSpec | None = Field(
+        default=None, description="Prompt decoder, of the families promptable and promptable-sam2."
     )
     output: Output = Field(default=Output(), description="Form of answers if a request does not specify it.")
     runtime: Runtime = Field(default=Runtime(), description="How Triton runs the network.")
@@ -415,6 +432,16 @@ class SegmentationModelSpec(ApiValue):
         return self
 
     @model_validator(mode="after")
+    def _prompts_have_a_process(self) -> Self:
+        if self.decoder is None:
+            return self
+        if self.processes == "shared":
+            raise located("the step of a promptable model is not shared; allowed is own, the default", "processes")
+        if self.expose:
+            raise located("the network of a promptable model has no step of its own; leave it out", "expose")
+        return self
+
+    @model_validator(mode="after")
     def _drift_has_counts(self) -> Self:
         if self.drift is not None and self.metrics is not None and not self.metrics.answers:
             raise located("drift needs counts of answers, which spec.metrics.answers: false switches off", "drift")
@@ -474,6 +501,12 @@ class SegmentationModelSpec(ApiValue):
             output=self.output,
             runtime=self.runtime,
             out_of_distribution=self.out_of_distribution,
+            decoder=None
+            if self.decoder is None
+            else DecoderNetwork(
+                artifact_sha256=self.decoder.artifact.sha256,
+                cache_bytes=self.decoder.embeddings_mebibytes * 2**20,
+            ),
         )
 
     def _network(self, reference: NetworkReference, at: str) -> SegmentationModelSpec:
@@ -493,6 +526,7 @@ class SegmentationModelSpec(ApiValue):
             light_artifact=None
             if self.cascade is None
             else self._network(self.cascade.light, "cascade.light").artifact,
+            decoder_artifact=None if self.decoder is None else self.decoder.artifact,
             metrics=self.metrics or ModelMetrics(),
             # The default written out is no other assignment.
             processes=None if self.processes == "own" else self.processes,

@@ -11,6 +11,7 @@ import pytest
 
 from fakes.cases import cases
 from segserve_builder.families import FAMILIES
+from segserve_builder.families.promptable import PromptableFamily
 from segserve_builder.stages import POSTPROCESS, PREPROCESS
 from segserve_operator.api.crd import structural_schema
 from segserve_operator.api.documents import read_documents
@@ -232,6 +233,8 @@ def test_json_of_a_store_is_parsed_alike(coins_text: str, coins_value: dict[str,
 def test_every_family_is_served_without_a_list_of_stages(coins_value: dict[str, Any], family: str) -> None:
     del coins_value["spec"]["preprocess"], coins_value["spec"]["postprocess"]
     coins_value["spec"]["family"] = family
+    if isinstance(FAMILIES[family], PromptableFamily):
+        coins_value["spec"] |= {"decoder": {"artifact": coins_value["spec"]["artifact"]}, "expose": []}
 
     model = parse(coins_value, "store")
 

@@ -322,7 +322,8 @@ def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedM
     if record is None or has_failed:
         return model.wanted.assigned
     wanted = model.wanted.assigned
-    addresses = {name: getattr(wanted, name) for name in ("artifact", "second_artifact", "light_artifact")}
+    files = ("artifact", "second_artifact", "light_artifact", "decoder_artifact")
+    addresses = {name: getattr(wanted, name) for name in files}
     golden = golden_of(record, model, world)
     how = {"expose": wanted.expose, "metrics": wanted.metrics, "processes": wanted.processes}
     return record.model_copy(update=addresses | how | {"golden": golden})
