@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ConnectTimeoutError,
         DatasetError,
         DeadlineExceededError,
+        EmbeddingLostError,
         EventLoopError,
         ForkedClientError,
         GatewayUnreachableError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         WriteTimeoutError,
     )
     from segserve.platform import Cluster, Local
+    from segserve.prompted import AsyncPromptedImage, PromptedImage
     from segserve.results.objects import (
         Detection,
         DetectionResult,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerTooLargeError",
     "AsyncClient",
+    "AsyncPromptedImage",
     "AuthenticationError",
     "BadRequestError",
     "Client",
@@ -82,6 +85,7 @@ __all__ = [
     "DeadlineExceededError",
     "Detection",
     "DetectionResult",
+    "EmbeddingLostError",
     "ErrorEvent",
     "EvaluationReport",
     "EventLoopError",
@@ -113,6 +117,7 @@ __all__ = [
     "PlainHttpCredentialsError",
     "PlatformUnreachableError",
     "PoolTimeoutError",
+    "PromptedImage",
     "ProtocolError",
     "RateLimitError",
     "ReadTimeoutError",
@@ -138,6 +143,7 @@ __all__ = [
 
 _HOMES: Final = {
     "AsyncClient": ".async_client",
+    "AsyncPromptedImage": ".prompted",
     "Client": ".client",
     "Cluster": ".platform",
     "ConflictError": "segserve_platform.platforms.errors",
@@ -164,6 +170,7 @@ _HOMES: Final = {
     "PanopticResult": ".results.result",
     "PanopticSegment": ".results.result",
     "PlatformUnreachableError": "segserve_platform.platforms.errors",
+    "PromptedImage": ".prompted",
     "RequestEvent": ".calls.hooks",
     "ResponseEvent": ".calls.hooks",
     "Result": ".results.result",

@@ -22,6 +22,7 @@ from segserve.calls.many import (
 )
 from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
+from segserve.prompted import AsyncPromptedImage
 from segserve.rendering.progress import Progress, counted_async
 from segserve.results.images import image_tensor
 from segserve.transports import open_async_transport
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultedTypeVar
 
     from segserve.calls.many import FrameLike, OnError, SegmentKeywords
-    from segserve.calls.steps import StreamId, StreamPosition, TransportName
+    from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
@@ -74,6 +75,11 @@ class AsyncClient(BaseClient[AsyncTransport]):
         # Reading a file or decoding would block every other task.
         tensor = image_tensor(image) if isinstance(image, bytes) else await asyncio.to_thread(image_tensor, image)
         return cast("ResultT", await self._run(self._session.segment(tensor, given)))
+
+    def prompt(self, image: ImageLike, *, model: str, timeout_s: float | Timeouts | None = None) -> AsyncPromptedImage:
+        """Return an image that clicks and boxes select objects in, as `Client.prompt` does; a file is read at once."""
+        tensor, options = image_tensor(image), SegmentOptions.of(model, timeout_s=timeout_s)
+        return AsyncPromptedImage(options, lambda given: self._run(self._session.prompted(tensor, given)))
 
     @overload
     def segment_many(

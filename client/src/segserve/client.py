@@ -21,6 +21,7 @@ from segserve.calls.many import (
 )
 from segserve.calls.steps import Flow, Pause, SegmentOptions
 from segserve.errors import GatewayUnreachableError, ModelNotFoundError
+from segserve.prompted import PromptedImage
 from segserve.rendering.progress import Progress, counted
 from segserve.results.images import image_tensor
 from segserve.transports import open_transport
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultedTypeVar
 
     from segserve.calls.many import FrameLike, OnError, SegmentKeywords
-    from segserve.calls.steps import StreamId, StreamPosition, TransportName
+    from segserve.calls.steps import StreamId, StreamPosition, Timeouts, TransportName
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
@@ -99,6 +100,16 @@ class Client(BaseClient[Transport]):
         """
         given = SegmentOptions.of(model, request_id=request_id, expect=expect, **options)
         return cast("ResultT", self._run(self._session.segment(image_tensor(image), given)))
+
+    def prompt(self, image: ImageLike, *, model: str, timeout_s: float | Timeouts | None = None) -> PromptedImage:
+        """Return an image that clicks and boxes select objects in, with a promptable model.
+
+        In a `with` statement the image is sent at once. `image` is as in `segment`. All requests about it go to one
+        server and one revision, if the pool's gateway has `sessionAffinity`. Raises `BadRequestError` for an object
+        that cannot be sent, and `OSError` for a file that cannot be read; sending it, a `SegserveError`.
+        """
+        tensor, options = image_tensor(image), SegmentOptions.of(model, timeout_s=timeout_s)
+        return PromptedImage(options, lambda given: self._run(self._session.prompted(tensor, given)))
 
     @overload
     def segment_many(

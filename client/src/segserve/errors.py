@@ -14,6 +14,8 @@ from segserve_common.errors import SegserveError as SegserveError
 TOO_LARGE_WORDS: Final = re.compile(r"\(input\.maxPixels\)|needs more memory than")
 # The words of a model that refuses images unlike the images that it was made for.
 UNLIKE_WORDS: Final = re.compile(r"\(outOfDistribution\.threshold\)")
+# The words of a promptable model that does not hold the embedding of an image.
+LOST_WORDS: Final = re.compile(r"EMBEDDING .*: send the image again")
 # Triton's words for a step whose process has ended, or waited for a core for longer than a second.
 STEP_WORDS: Final = re.compile(r"Stub process .* is not healthy")
 # gRPC has one status for both a message that is too large and a caller that exceeds its rate.
@@ -147,6 +149,10 @@ class OutOfDistributionError(BadRequestError):
     """The image is unlike the images that the model was made for, and is refused (400, INVALID_ARGUMENT)."""
 
 
+class EmbeddingLostError(BadRequestError):
+    """The server does not hold the image's embedding: send the image again (400, INVALID_ARGUMENT)."""
+
+
 class DatasetError(SegserveError):
     """Labelled images that cannot be used to evaluate a model: missing, unreadable, or of other classes."""
 
@@ -218,4 +224,6 @@ def _failed(message: str) -> type[ServerError]:
 def _refused(message: str) -> type[BadRequestError]:
     if UNLIKE_WORDS.search(message):
         return OutOfDistributionError
+    if LOST_WORDS.search(message):
+        return EmbeddingLostError
     return ImageTooLargeError if TOO_LARGE_WORDS.search(message) else BadRequestError

@@ -27,11 +27,12 @@ from segserve.results.values import ModelInfo, OutOfDistribution, PixelFormat, S
 from segserve_common import MAX_IMAGE_PIXELS
 from segserve_common.drawing.canvas import Rectangle
 from segserve_common.drawing.palette import colour_of
-from segserve_common.errors import ProtocolError
+from segserve_common.errors import BadRequestError, ProtocolError
 from segserve_common.kserve import InferAnswer, Tensor
 
 CONTINUED: Final = "CONTINUED"
 OUT_OF_DISTRIBUTION: Final = "OUT_OF_DISTRIBUTION"
+EMBEDDING_ID: Final = "EMBEDDING_ID"
 OPTIONAL_OUTPUTS: Final = (CONTINUED, OUT_OF_DISTRIBUTION)
 """Outputs that one revision of a model may have and another lack."""
 REVISION_HEADER: Final = "x-segserve-revision"
@@ -49,12 +50,17 @@ OUTPUTS: Final = {
 Size: TypeAlias = tuple[int, int]
 
 
-def wanted_outputs(info: ModelInfo, *, confidence: bool, continued: bool = False) -> tuple[str, ...]:
+def wanted_outputs(
+    info: ModelInfo, *, confidence: bool, continued: bool = False, prompted: bool = False
+) -> tuple[str, ...]:
     """Return the outputs to request: all that a result holds, and CONFIDENCE, which costs time, only with `confidence`.
 
-    With `continued` also what a model that keeps streams says of the image's stream.
-    Raises `ProtocolError` for a model that lacks the outputs of segserve's contract.
+    With `continued` also what a model that keeps streams says of the image's stream; `prompted` the id of the image's
+    embedding. Raises `ProtocolError` for a model that lacks the outputs of segserve's contract, and `BadRequestError`
+    for a prompt to a model that takes none.
     """
+    if prompted and EMBEDDING_ID not in info.outputs:
+        raise BadRequestError(f"model {info.model!r} takes no clicks and boxes: segment images with it as a whole")
     names = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
     missing = [name for name in names if name not in info.outputs]
     if missing:
@@ -62,7 +68,7 @@ def wanted_outputs(info: ModelInfo, *, confidence: bool, continued: bool = False
             f"model {info.model!r} does not have the outputs of a segserve model: it lacks "
             f"{', '.join(missing)} and has {', '.join(sorted(info.outputs)) or 'none'}"
         )
-    more = {"CONFIDENCE": confidence, CONTINUED: continued, OUT_OF_DISTRIBUTION: True}
+    more = {"CONFIDENCE": confidence, CONTINUED: continued, OUT_OF_DISTRIBUTION: True, EMBEDDING_ID: prompted}
     return (*names, *(name for name, is_wanted in more.items() if is_wanted and name in info.outputs))
 
 
@@ -120,6 +126,14 @@ def read_revision(answer: InferAnswer) -> str:
     items = answer["REVISION"].to_items()
     if len(items) != 1:
         raise ProtocolError(f"REVISION must be one text, got {len(items)}")
+    return items[0].decode(errors="replace")
+
+
+def read_embedding_id(answer: InferAnswer) -> str:
+    """Return the id of an image's embedding on the server, empty if it was not kept."""
+    items = answer[EMBEDDING_ID].to_items()
+    if len(items) != 1:
+        raise ProtocolError(f"{EMBEDDING_ID} must be one text, got {len(items)}")
     return items[0].decode(errors="replace")
 
 

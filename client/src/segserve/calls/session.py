@@ -21,6 +21,7 @@ from segserve.calls.answers import (
     OPTIONAL_OUTPUTS,
     check_expected,
     check_size,
+    read_embedding_id,
     read_result,
     read_revision,
     wanted_outputs,
@@ -40,6 +41,7 @@ from segserve.calls.steps import (
 from segserve.calls.telemetry import CallSpan, Telemetry
 from segserve.errors import (
     DeadlineExceededError,
+    EmbeddingLostError,
     ImageTooLargeError,
     ModelNotFoundError,
     PoolTimeoutError,
@@ -50,6 +52,7 @@ from segserve.errors import (
     WriteTimeoutError,
 )
 from segserve.results.images import MAX_DECODED_PIXELS, PIXELS, image_size, to_pixel_format
+from segserve.results.objects import InstanceResult
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo
 from segserve_common.backoff import Backoff
@@ -132,10 +135,19 @@ class Session:
 
     def segment(self, image: Tensor, options: SegmentOptions) -> Flow[Result]:
         """Segment one image with one model."""
+        result, _ = yield from self._segmented(image, options)
+        return result
+
+    def prompted(self, image: Tensor, options: SegmentOptions) -> Flow[tuple[InstanceResult, str]]:
+        """Segment one image by the prompt of the options, and return the id of its embedding as well."""
+        result, answer = yield from self._segmented(image, options)
+        assert isinstance(result, InstanceResult)  # of a model with embeddings
+        return result, read_embedding_id(answer)
+
+    def _segmented(self, image: Tensor, options: SegmentOptions) -> Flow[tuple[Result, InferAnswer]]:
         model, cache = options.model, self.models
         with self._call("segment", model, options.timeout_s, options.request_id) as call:
-            if options.position is not None:
-                call.headers = {**call.headers, **options.position.headers()}
+            call.headers = {**call.headers, **options.headers()}
             info = yield from self._info(options, call)
             try:
                 answer = yield from self._answer(image, options, info, call)
@@ -157,7 +169,7 @@ class Session:
             most = options.max_detections
             result = read_result(answer, answered, request_id=call.request_id, max_detections=most)
             check_size(result.size, image)
-            return result
+            return result, answer
 
     def model_info(self, model: str) -> Flow[ModelInfo]:
         """Fetch the info of the model that is served under a name."""
@@ -208,12 +220,19 @@ class Session:
 
     def _answer(self, image: Tensor, options: SegmentOptions, info: ModelInfo, call: Call) -> Flow[InferAnswer]:
         """Ask for an image's answer; during a rollout the other revision may lack an output that `info` has."""
-        outputs = wanted_outputs(info, confidence=options.confidence, continued=options.position is not None)
-        inputs = (to_pixel_format(image, info.pixels),)
+        prompt, image = options.prompt, to_pixel_format(image, info.pixels)
+        outputs = wanted_outputs(
+            info, confidence=options.confidence, continued=options.position is not None, prompted=prompt is not None
+        )
+        inputs = (image,) if prompt is None else prompt.inputs(image, by_id=bool(prompt.embedding))
         request = InferRequest(options.model, inputs, outputs, options.parameters(outputs), call.request_id)
         answer: InferAnswer
         try:
             answer = yield from self._attempts(request, call)
+        except EmbeddingLostError:
+            if prompt is None:
+                raise
+            answer = yield from self._attempts(replace(request, inputs=prompt.inputs(image, by_id=False)), call)
         except BadRequestError as error:
             if not any(name in error.message for name in OPTIONAL_OUTPUTS if name in outputs):
                 raise

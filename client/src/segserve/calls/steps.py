@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 
+from segserve.calls.prompts import Prompt
 from segserve.results.values import ENCODINGS, Encoding
 from segserve_builder.spec.names import MODEL_NAME_MAX_LENGTH, MODEL_NAME_PATTERN, network_alias
 from segserve_common.errors import BadRequestError
@@ -72,7 +73,7 @@ MEANT: Final = {other: name for name, others in _OTHER_NAMES.items() for other i
 
 def check_option_names(given: Iterable[str], options: type[Any]) -> None:
     """Raise `TypeError` for names that are not fields of `options`, with the one that is meant."""
-    allowed = [one.name for one in fields(options) if one.name != "position"]
+    allowed = [one.name for one in fields(options) if one.name not in ("position", "prompt")]
     for name in given:
         if name not in allowed:
             meant = MEANT.get(name) or next(iter(difflib.get_close_matches(name, allowed, 1)), "")
@@ -121,10 +122,6 @@ class StreamPosition:
         flags = {"sequence_start": self.starts, "sequence_end": self.ends}
         return {"sequence_id": self.stream, "frame": self.number, **flags}
 
-    def headers(self) -> dict[str, str]:
-        """Return the header by which a gateway sends all frames of a stream to one server: the id, percent-encoded."""
-        return {SEQUENCE_HEADER: quote(str(self.stream), safe="")}
-
 
 @dataclass(frozen=True, slots=True)
 class SegmentOptions:
@@ -141,6 +138,7 @@ class SegmentOptions:
     timeout_s: float | Timeouts | None = None
     request_id: str | None = None
     position: StreamPosition | None = None
+    prompt: Prompt | None = None
     expect: type[Result] | None = None
 
     @classmethod
@@ -172,7 +170,15 @@ class SegmentOptions:
             parameters["max_detections"] = operator.index(self.max_detections)
         if self.encoding is not None:
             parameters["encoding"] = self.encoding
-        return parameters if self.position is None else {**parameters, **self.position.parameters()}
+        for more in (self.position, self.prompt):
+            if more is not None:
+                parameters |= more.parameters()
+        return parameters
+
+    def headers(self) -> dict[str, str]:
+        """Return the header by which a gateway sends a stream or session to one server: its id, percent-encoded."""
+        stream = self.position.stream if self.position is not None else self.prompt and self.prompt.session
+        return {} if stream is None else {SEQUENCE_HEADER: quote(str(stream), safe="")}
 
 
 def check_model_name(model: object) -> None:

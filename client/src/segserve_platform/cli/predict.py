@@ -46,11 +46,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from segserve.calls.prompts import Box, Click
+    from segserve.client import Client
     from segserve.results.images import ImageLike
     from segserve.results.result import Result
     from segserve.results.values import ModelInfo
     from segserve.tiled.results import TiledObjects, TiledSemanticResult
 
+PROMPTS: Final = "Prompts"
 TABLES: Final = 5
 """Up to this many images print a table each; more print a line each."""
 BATCH: Final = " IMAGE -o tiled"
@@ -138,6 +141,20 @@ def predict(
         Literal["rle", "polygons", "png", "raw"] | None,
         typer.Option(help="Encoding of masks in the answer; does not change the result.", show_default=False),
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y", help="Point of the object, for a promptable model; repeatable.", rich_help_panel=PROMPTS
+        ),
+    ] = None,
+    no_point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y", help="Point that is not of the object; repeatable.", rich_help_panel=PROMPTS),
+    ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="Box around the object, in pixels.", rich_help_panel=PROMPTS),
+    ] = None,
     in_flight: InFlight = 4,
     url: GatewayUrl = None,
     transport: Annotated[
@@ -159,6 +176,7 @@ def predict(
     _check_targets(masks, coco)
     if selection.skipped:
         typer.echo(_left_out(selection.skipped), err=True)
+    prompts = _prompts(point or [], no_point or [], box)
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
     with (
@@ -168,7 +186,7 @@ def predict(
         whole = partial(client.segment, model=name, **options)
         tiles = partial(client.segment_tiled, model=name, progress=False, score_threshold=score_threshold,
                         max_detections=max_detections)  # fmt: skip
-        ask = partial(_answer, whole, tiles)
+        ask = partial(_prompted, client, name, prompts) if prompts else partial(_answer, whole, tiles)
         advice = _batch_options(platform_options, url, score_threshold)
         info = partial(client.model_info, name)
         targets = OutputTargets(overlays, masks, stems, as_json or coco is not None, advice, info)
@@ -234,6 +252,34 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         *content.notes(image, image.path, targets.info, in_tiles=bool(notes)),
     ]
     return ImageOutcome(image, result, document, notes=notes, at_limit=result.at_limit)
+
+
+def _prompts(points: Sequence[str], others: Sequence[str], box: str | None) -> list[Click | Box]:
+    """Return the prompts that options describe; raises `CommandError` for a text that is none."""
+    from segserve.calls.prompts import Box, Click
+
+    def numbers(option: str, text: str, form: str) -> list[float]:
+        try:
+            found = [float(number) for number in text.split(",")]
+        except ValueError:
+            found = []
+        if len(found) != len(form.split(",")):
+            raise CommandError(f"{option} is {text!r}; allowed: {form}, in pixels of the image")
+        return found
+
+    found: list[Click | Box] = []
+    for option, texts in (("--point", points), ("--no-point", others)):
+        for text in texts:
+            x, y = numbers(option, text, "X,Y")
+            found.append(Click(x, y, of_object=option == "--point"))
+    if box is not None:
+        x, y, width, height = numbers("--box", box, "X,Y,WIDTH,HEIGHT")
+        found.append(Box(x, y, width, height))
+    return found
+
+
+def _prompted(client: Client, name: str, prompts: Sequence[Click | Box], image: ImageLike) -> tuple[Result, list[str]]:
+    return client.prompt(image, model=name).ask(*prompts), []
 
 
 def _answer(

@@ -240,6 +240,8 @@ class Platform(Protocol):
 def _addressed(spec: Json) -> Iterator[tuple[str, Json]]:
     """Yield the parts of a model's spec that name a file or folder, each with its field."""
     yield from ((field, spec[field]) for field in ("artifact", "golden") if spec.get(field) is not None)
+    if spec.get("decoder") is not None:
+        yield "decoder.artifact", spec["decoder"]["artifact"]
 
 
 def _absolute(uri: str, folder: Path) -> str:

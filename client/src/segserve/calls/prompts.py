@@ -1,0 +1,80 @@
+"""Prompts about one image: points and boxes, and the request that they make."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segserve_common.errors import BadRequestError
+from segserve_common.kserve import Parameter, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """A point of the object, or one that is not of it, in pixels of the image."""
+
+    x: float
+    y: float
+    of_object: bool = True
+
+    def __post_init__(self) -> None:
+        _check_numbers("a click", self.x, self.y)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box around the object, in pixels of the image, as COCO writes it: its left top corner, width and height."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def __post_init__(self) -> None:
+        _check_numbers("a box", self.x, self.y, self.width, self.height)
+        if not (self.width > 0 and self.height > 0):
+            raise BadRequestError(f"a box needs a width and height above 0, got {self.width} x {self.height}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The clicks and the box of one object, for a request about an image.
+
+    `session` is the id by which a gateway sends all requests about an image to one server; `embedding` is the image's
+    id there, empty if it has none yet. With `multimask` an answer has several masks, of different extent.
+    """
+
+    session: str
+    clicks: tuple[Click, ...] = ()
+    box: Box | None = None
+    multimask: bool = False
+    embedding: str = ""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the inputs beside the image."""
+        found = []
+        if self.clicks:
+            points = np.array([(each.x, each.y) for each in self.clicks], np.float32)
+            labels = np.array([each.of_object for each in self.clicks], np.int32)
+            found += [Tensor.of_array("POINTS", points), Tensor.of_array("POINT_LABELS", labels)]
+        if (box := self.box) is not None:
+            corners = np.array([[box.x, box.y, box.x + box.width, box.y + box.height]], np.float32)
+            found.append(Tensor.of_array("PROMPT_BOXES", corners))
+        return tuple(found)
+
+    def inputs(self, image: Tensor, *, by_id: bool) -> tuple[Tensor, ...]:
+        """Return all inputs of a request, `by_id` with the id in place of the image."""
+        shown = Tensor.of_items("EMBEDDING", [self.embedding.encode()]) if by_id else image
+        return shown, *self.tensors()
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return the request parameters."""
+        return {"multimask": True} if self.multimask else {}
+
+
+def _check_numbers(what: str, *numbers: Any) -> None:
+    if not all(isinstance(each, int | float | np.number) and math.isfinite(each) for each in numbers):
+        raise BadRequestError(f"{what} needs finite numbers, got {', '.join(map(repr, numbers))}")
