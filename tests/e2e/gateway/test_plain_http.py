@@ -35,7 +35,9 @@ pytestmark = [pytest.mark.platform, pytest.mark.core]
 PATH = "/v1/models/coins:segment"
 HOW = "send the image itself (curl --data-binary @FILE), or as a form's file (curl -F image=@FILE)"
 KINDS = "the answer is application/json, or a picture as image/png or image/webp"
-OPTIONS = "allowed are encoding, max_detections, picture, score_threshold"
+OPTIONS = (
+    "allowed are encoding, max_detections, multimask, picture, point_labels, points, prompt_boxes, score_threshold"
+)
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 RLE = b"ab\\c0"
 SIZE = Tensor.of_array("SIZE", np.array([3, 4], np.int32))

@@ -134,7 +134,7 @@ def record(
         pipeline = resource.spec.pipeline(resource.metadata.name)
         with spinner(f"running {resource.metadata.name}'s network on images of {images}"):
             answers = golden_answers(loaded(resource, pipeline), files)
-            digest = write_golden(answers, folder)
+            digest = write_golden(answers, folder, prompted=pipeline.decoder is not None)
             results = write_previews(answers, resource, folder.parent / "preview")
     for image, result in zip(files, results, strict=False):
         at_limit = " (as many objects as the limit, maxDetections of output or a stage)" * result.at_limit

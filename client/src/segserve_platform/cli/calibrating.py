@@ -165,7 +165,11 @@ def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
     second = None
     if assigned.second_artifact is not None:
         second = fetch(assigned.second_artifact.uri, assigned.second_artifact.sha256, cache, access)
-    return InProcessModel(pipeline, fetch(assigned.artifact.uri, assigned.artifact.sha256, cache, access), second)
+    decoder = None
+    if assigned.decoder_artifact is not None:
+        decoder = fetch(assigned.decoder_artifact.uri, assigned.decoder_artifact.sha256, cache, access)
+    network = fetch(assigned.artifact.uri, assigned.artifact.sha256, cache, access)
+    return InProcessModel(pipeline, network, second, decoder=decoder)
 
 
 def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:

@@ -267,7 +267,8 @@ class ActionRunner:
             evict(self.cache, self.access.max_cache_bytes)
         for name, files in {**tree.members, **tree.steps}.items():
             self.steps.publish(name, files)
-        for step, (pipeline, _) in zip(tree.networks, spec.networks.values(), strict=True):
+        alone = [network.pipeline for role, network in spec.networks.items() if role != "decoder"]
+        for step, pipeline in zip(tree.networks, alone, strict=True):
             if (engines := engines_name(pipeline.artifact_sha256, pipeline.runtime)) is not None:
                 self.engines.names[step] = engines
         inside = (*tree.native, *([] if tree.heavy is None else [tree.heavy]))
@@ -282,9 +283,8 @@ class ActionRunner:
 
     def objects(self, spec: AssignedModel) -> Iterator[Path]:
         """Yield the paths in the cache of a revision's files, whether they were fetched yet or not."""
-        for artifact in (spec.artifact, spec.second_artifact, spec.light_artifact):
-            if artifact is not None:
-                yield object_path(self.cache, artifact.sha256)
+        for _, artifact in spec.networks.values():
+            yield object_path(self.cache, artifact.sha256)
         if spec.golden is not None:
             yield folder_path(self.cache, spec.golden.sha256)
 
@@ -351,15 +351,16 @@ class ActionRunner:
         tiers: list[dict[str, Any]] = [{}] if cascade is None else [{TIER: tier} for tier in (HEAVY, LIGHT)]
         if prepared.assigned.spec.golden is None:
             image = golden.builtin_image()
+            prompt = {} if prepared.assigned.spec.pipeline.decoder is None else golden.BUILTIN_PROMPT.parameters()
             for tier in tiers:
-                rle = {**_as_rle(prepared), **tier}
+                rle = {**_as_rle(prepared), **tier, **prompt}
                 golden.check_builtin(self._infer(prepared, image, rle), self._infer(prepared, image, rle))
             return self._located(Proof("builtin", None), prepared)
         # The expected answers come from the model's own network, whatever its cascade makes of an image.
         parameters = {**_as_rle(prepared), **tiers[0]}
         images = 0
         for case, image in _cases(prepared):
-            golden.compare(case, self._infer(prepared, image, parameters))
+            golden.compare(case, self._infer(prepared, image, {**parameters, **case.parameters()}))
             images += 1
         bound = None
         if cascade is not None and cascade.max_loss is not None:

@@ -41,13 +41,15 @@ _NAMES_BYTES: Final = 512
 _MAX_FIELDS: Final = 10_000
 """A request's message has some dozen fields; to walk through millions would keep other callers' copies waiting."""
 _SEQUENCE: Final = b"sequence_id"
+_EMBEDDING: Final = b"EMBEDDING"
+"""Input with the id of an image that one server of one revision holds."""
 _MOST_JSON_BYTES: Final = 2**20
 """Most JSON of a body whose list of outputs is rewritten; parsing more would keep other callers' copies waiting."""
 _OVERLAY: Final = b"OVERLAY"
 _LEFT_OUT: Final = frozenset({*(name.encode() for name in OPTIONAL_OUTPUTS), _OVERLAY})
 _REWRITTEN: Final = (*_LEFT_OUT, b'"overlay"')
-_MODEL_NAME, _PARAMETERS, _REQUESTED_OUTPUT = 1, 4, 6
-_OUTPUT_NAME: Final = 1
+_MODEL_NAME, _PARAMETERS, _INPUT, _REQUESTED_OUTPUT = 1, 4, 5, 6
+_TENSOR_NAME: Final = 1
 _KEY, _VALUE, _STRING_PARAMETER = 1, 2, 3
 """Fields of an entry of a message's parameters, and of the value in it."""
 OTHER: Final = "other"
@@ -75,8 +77,8 @@ _log = logging.getLogger(__name__)
 class RequestCopy:
     """An inference as a caller sent it: over HTTP a body and what its headers say of it, over gRPC a message.
 
-    in_stream: it continues a stream, whose next image only the caller may send. slice: the label by which the caller
-    says where it comes from, empty without one.
+    in_stream: it continues a stream, whose next image only the caller may send, or has the id of an image in place of
+    it. slice: the label by which the caller says where it comes from, empty without one.
     """
 
     model: str
@@ -176,7 +178,7 @@ def _json_of_both(body: bytes, header_length: str) -> tuple[bytes, str]:
 def _continues_stream(body: bytes, header_length: str) -> bool:
     end = _json_end(body, header_length)
     # A caller that escapes a letter may hide the word; its requests are then not compared either.
-    return body.find(_SEQUENCE, 0, end) >= 0 or body.find(b"\\u", 0, end) >= 0
+    return any(body.find(word, 0, end) >= 0 for word in (_SEQUENCE, b'"%b"' % _EMBEDDING, b"\\u"))
 
 
 def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
@@ -191,12 +193,13 @@ def _grpc_copy(request: ReceivedRequest) -> RequestCopy | None:
     kept_to = 0
     try:
         for number, begin, start, end in _fields(message):
-            part = message[start:end] if number in (_PARAMETERS, _REQUESTED_OUTPUT) else b""
-            is_left_out = number == _REQUESTED_OUTPUT and any(
-                field == _OUTPUT_NAME and part[first:last] in _LEFT_OUT for field, _, first, last in _fields(part)
-            )
+            part = message[start:end] if number in (_PARAMETERS, _INPUT, _REQUESTED_OUTPUT) else b""
+            names = {part[first:last] for field, _, first, last in _fields(part) if field == _TENSOR_NAME}
+            is_left_out = number == _REQUESTED_OUTPUT and not _LEFT_OUT.isdisjoint(names)
             if number == _MODEL_NAME:
                 models.append(message[start:end])
+            elif number == _INPUT:
+                in_stream |= _EMBEDDING in names
             elif number == _PARAMETERS:
                 in_stream |= _SEQUENCE in part
                 fields = {field: part[first:last] for field, _, first, last in _fields(part)}

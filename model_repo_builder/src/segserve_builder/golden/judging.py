@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -111,11 +111,40 @@ class GoldenLabels(_Json):
         return self
 
 
+class GoldenPrompt(_Json):
+    """The prompt for a promptable model, in pixels of the image: points as x y, and boxes as x1 y1 x2 y2.
+
+    `labels` has 1 for each point of the object, and 0 for others. Default: all are of the object.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[Literal[0, 1], ...] | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+
+    def parameters(self) -> dict[str, str]:
+        """Return the request parameters."""
+        columns = {
+            "points": self.points,
+            "point_labels": tuple((label,) for label in self.labels or ()),
+            "prompt_boxes": self.boxes,
+        }
+        return {
+            name: ";".join(",".join(str(number) for number in row) for row in rows)
+            for name, rows in columns.items()
+            if rows
+        }
+
+
+BUILTIN_PROMPT: Final = GoldenPrompt(points=((80, 60),))
+"""The middle of the built-in image."""
+
+
 class Case(_Json):
     """One image of the set with its expected answer, and optionally labels, by which rollouts measure quality.
 
     Labels of a semantic model may be a PNG instead, `labelMap`, whose pixels are class ids; other values are ignored.
-    `slice` says where the image comes from, such as a camera: rollouts measure quality for each slice as well.
+    `slice` says where the image comes from, such as a camera: rollouts measure quality for each slice as well. `prompt`
+    is for promptable models, whose answer has no object without one.
     """
 
     image: Annotated[str, AfterValidator(_inside)]
@@ -124,6 +153,11 @@ class Case(_Json):
     labels: GoldenLabels | None = None
     label_map: Annotated[str, AfterValidator(_inside)] | None = Field(None, alias="labelMap")
     slice: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")] | None = None
+    prompt: GoldenPrompt | None = None
+
+    def parameters(self) -> dict[str, str]:
+        """Return the request parameters that the image has beside those of all."""
+        return {} if self.prompt is None else self.prompt.parameters()
 
     @model_validator(mode="after")
     def _labelled_once(self) -> Self:

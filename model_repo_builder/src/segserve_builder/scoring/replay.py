@@ -54,7 +54,7 @@ def replay(images: GoldenImages, infer: Infer, wait: Callable[[float], object]) 
         if missing and pause_s:
             wait(pause_s)
         for index, image in missing:
-            answer = infer(image.path.read_bytes(), images.parameters)
+            answer = infer(image.path.read_bytes(), {**images.parameters, **image.case.parameters()})
             if answer is not None:
                 with suppress(GoldenError):
                     answers[index] = regions_of(image.case.image, image.labels.size, answer, images.task)

@@ -312,13 +312,24 @@ async def test_an_abort_ends_what_waits_and_what_is_under_way(world: World) -> N
     assert len(world.servers.bodies["green"]) <= service.PAIRS_PER_MODEL
 
 
-async def test_a_request_of_a_stream_is_not_repeated(world: World) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "parameters"),
+    [
+        pytest.param("IMAGE", {"sequence_id": "camera 7"}, id="a stream"),
+        pytest.param("EMBEDDING", {}, id="the id of an image"),
+    ],
+)
+async def test_a_request_that_one_server_alone_can_answer_is_not_repeated(
+    world: World, tensor: str, parameters: dict[str, str]
+) -> None:
     if world.protocol == "grpc":
         message = pb.ModelInferRequest(model_name="coins")
-        message.parameters["sequence_id"].string_param = "camera 7"
+        message.inputs.add(name=tensor, datatype="BYTES", shape=[1])
+        for name, value in parameters.items():
+            message.parameters[name].string_param = value
         await world.copies.post(MODEL_INFER, content=framed(message.SerializeToString()))
     else:
-        request = InferRequest("coins", (Tensor.of_items("IMAGE", [b"x"]),), parameters={"sequence_id": "camera 7"})
+        request = InferRequest("coins", (Tensor.of_items(tensor, [b"x"]),), parameters=parameters)
         headers, body = encode_http(request)
         await world.copies.post(INFER, headers=headers, content=body)
 

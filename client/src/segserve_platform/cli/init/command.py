@@ -69,6 +69,14 @@ def init(
         str | None,
         typer.Option(metavar="A,B,C", help="Names of the classes in order, separated by commas.", show_default=False),
     ] = None,
+    decoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DECODER.ONNX",
+            help="Prompt decoder of a promptable network, whose encoder is MODEL.ONNX.",
+            show_default=False,
+        ),
+    ] = None,
     copy: Annotated[
         bool | None,
         typer.Option(
@@ -104,6 +112,14 @@ def init(
     model = _name(name, network)
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
+    if decoder is not None:
+        with needs("builder"), spinner("starting") as progress:
+            from segserve_platform.cli.init.prompts import write_promptable
+
+            with _bounded_memory():
+                lines = write_promptable(network, decoder, image_files, model, family, folder / RESOURCE, progress)
+        typer.echo("\n".join([*lines, "", f"next: segserve up -f {folder / RESOURCE}"]))
+        return
     with needs("builder"), spinner("starting") as progress:
         from segserve_platform.cli.init.guess import guess
         from segserve_platform.cli.init.network import Overrides, Remark, one_file

@@ -13,10 +13,11 @@ from segserve.calls.answers import read_result
 from segserve.results.result import Result
 from segserve.results.values import ModelInfo, SegmentClass
 from segserve_builder.export.writing import GOLDEN_TOLERANCE
-from segserve_builder.golden.judging import GOLDEN_FILE, Answer, record
+from segserve_builder.golden.judging import GOLDEN_FILE, Answer, GoldenPrompt, record
 from segserve_builder.sources import folder_digest
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.steps.in_process import InProcessModel
+from segserve_builder.steps.prompts import NO_PROMPT, PromptInputs
 from segserve_builder.steps.public_outputs import has_masks
 from segserve_common.kserve import InferAnswer, Tensor, pack_bytes
 from segserve_operator.api.segmentation_model import SegmentationModel
@@ -90,20 +91,36 @@ def golden_answers(
 ) -> list[tuple[Path, Answer]]:
     """Return the answers to the first images, by image; raises what the pipeline does."""
     request = RequestOptions(encoding="rle" if has_masks(model.task) else None)
+    prompted = model.pipeline.decoder is not None
     answers: list[tuple[Path, Answer]] = []
     for number, image in enumerate(images[:IMAGES], 1):
         progress(f"golden image {number} of {len(images[:IMAGES])}")
-        answers.append((image, model.answer(image.read_bytes(), request)))
+        data, prompt = image.read_bytes(), NO_PROMPT
+        if prompted:
+            shown = model.network_input(data).transform
+            prompt = PromptInputs.of_request({}, {**_middle(shown.height, shown.width).parameters()})
+        answers.append((image, model.answer(data, request, prompt=prompt)))
     return answers
 
 
-def write_golden(answers: Iterable[tuple[Path, Answer]], folder: Path) -> str:
-    """Write answers as a golden set and return its digest; other files in the folder are kept."""
+def _middle(height: int, width: int) -> GoldenPrompt:
+    """Return the prompt of a recorded image of a promptable model."""
+    return GoldenPrompt(points=((width / 2, height / 2),))
+
+
+def write_golden(answers: Iterable[tuple[Path, Answer]], folder: Path, *, prompted: bool = False) -> str:
+    """Write answers as a golden set and return its digest; other files in the folder are kept.
+
+    The answers of a promptable model are to a click in the middle of each image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
     for image, answer in answers:
         shutil.copyfile(image, folder / image.name)
-        cases.append(record(answer, image.name, GOLDEN_TOLERANCE))
+        case = record(answer, image.name, GOLDEN_TOLERANCE)
+        if prompted:
+            case["prompt"] = _middle(*answer["SIZE"].tolist()).model_dump(mode="json", exclude_none=True)
+        cases.append(case)
     (folder / GOLDEN_FILE).write_text(json.dumps({"cases": cases}, indent=1) + "\n")
     return folder_digest(folder)
 

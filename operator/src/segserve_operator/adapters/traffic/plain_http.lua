@@ -22,8 +22,12 @@ local PROBES = {["/healthz"] = "/v2/health/live", ["/readyz"] = "/v2/health/read
 local DOCUMENTS = {["/"] = true, [PAGE] = true, ["/docs"] = true, ["/openapi.json"] = true, ["/v1/models"] = true}
 local ITSELF = "send the image itself (curl --data-binary @FILE)"
 local HOW = ITSELF .. ", or as a form's file (curl -F image=@FILE)"
-local OPTIONS = {encoding = true, max_detections = true, picture = true, score_threshold = true}
-local OPTION_NAMES = "encoding, max_detections, picture, score_threshold"
+local OPTIONS = {
+  encoding = true, max_detections = true, multimask = true, picture = true, point_labels = true, points = true,
+  prompt_boxes = true, score_threshold = true,
+}
+local OPTION_NAMES =
+  "encoding, max_detections, multimask, picture, point_labels, points, prompt_boxes, score_threshold"
 local ANSWERS = "the answer is application/json, or a picture as image/png or image/webp"
 -- The ranges of RFC 9110 that have each type of an answer, the most specific one first.
 local RANGES = {
