@@ -93,9 +93,11 @@ def test_definitions_and_pool_follow_the_release_and_stay_when_it_goes(
     assert port == 9000
     release("upgrade", 9100)
     assert pool() == (uid, 9100)
+    helm("rollback", "segserve", "1", "-n", namespace)
+    assert pool() == (uid, 9000)
 
     helm("uninstall", "segserve", "-n", namespace)
-    assert pool() == (uid, 9100)
+    assert pool() == (uid, 9000)
     assert not cluster.get(namespace, "deployments")
 
     release("install", 9200)

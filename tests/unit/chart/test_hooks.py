@@ -127,7 +127,7 @@ def test_the_pool_is_no_object_of_the_release(render: Render) -> None:
     objects = render(SETS["pool"])
     assert not of_kind(objects, "TritonPool")
     annotations = the(objects, "Job")["metadata"]["annotations"]
-    assert annotations["helm.sh/hook"] == "post-install,post-upgrade"
+    assert annotations["helm.sh/hook"] == "post-install,post-upgrade,post-rollback"
 
 
 def run(
