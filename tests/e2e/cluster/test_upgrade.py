@@ -1,4 +1,4 @@
-"""A release is upgraded to other images and rolled back under load, its servers replaced, the operator taken away.
+"""A release is upgraded and rolled back under load, by Helm itself too, its servers replaced, the operator taken away.
 
 The other images have the same content: nothing was released yet.
 """
@@ -18,6 +18,7 @@ import pytest
 
 from cluster.images import FORMER_IMAGES
 from fakes.callers import EIGHT, Load
+from fakes.cases import cases
 from fakes.cluster import Cluster, Json
 from fakes.cluster_models import default_pool, model
 from fakes.installed_operator import HELM, TRITON_VERSION, InstalledOperator, image_values, set_options
@@ -32,6 +33,7 @@ MODELS: Final = ("coins", "coins-instances")
 RELEASE: Final = "segserve"
 STEPS_S: Final = 300.0
 """Two servers start and two end, one after the other."""
+ATOMIC: Final = ("--atomic", "--timeout=60s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Installed:
         """Run Helm on the release; AssertionError with its words where it fails."""
         place = ("--kubeconfig", str(self.served.cluster.kubeconfig), "--namespace", self.served.name)
         waiting = () if verb == "test" else ("--wait", f"--timeout={HANG_S:g}s")
-        command = [str(HELM), verb, RELEASE, *map(str, arguments), *waiting, *place]
+        command = [str(HELM), verb, RELEASE, *waiting, *map(str, arguments), *place]
         environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.served.story()}"
@@ -146,6 +148,32 @@ def test_an_upgrade_and_its_rollback_fail_no_request_and_move_no_model_and_no_se
     assert [each.servers for each in seen.values()] == [before.servers] * 4
     assert [each.roles for each in seen.values()] == [before.roles] * 4
     assert {name: each.failures for name, each in seen.items()} == {name: [] for name in seen}
+
+
+@cases(
+    "value",
+    {
+        "an image that is nowhere": "images.operator.tag=nowhere",
+        "settings that the operator refuses": "artifacts.signatures.required=true",
+        "a pool that the API server refuses": "pool.spec.gateway.port=0",
+    },
+)
+def test_helm_takes_back_what_cannot_start_and_all_that_serves_stays(
+    release: Installed, seen: dict[str, Seen], value: str
+) -> None:
+    served = release.served
+
+    def found() -> tuple[Json, ...]:
+        operators = [(pod["metadata"]["uid"], _restarts(pod)) for pod in served.operator.pods()]
+        specs = [served.get(*each)["spec"] for each in (("deployment", RELEASE), (POOL, "default"))]
+        return operators, release.servers(), release.roles(), specs
+
+    before = found()
+    with served.load(pause_s=0.4):
+        with pytest.raises(AssertionError, match="has been rolled back due to atomic being set"):
+            release.helm("upgrade", CHART, "--reuse-values", "--set", value, *ATOMIC)
+        release.passes_go_by()
+    assert found() == before
 
 
 def test_servers_of_the_new_release_replace_the_former_ones_step_by_step_once_asked_for_and_no_request_fails(
