@@ -101,6 +101,14 @@ def test_health_is_that_of_the_present_spec(kind: str, found: dict[str, Any], st
     assert seen == (status, seen[1] if message is None else message)
 
 
+def test_a_model_whose_gateways_start_after_its_servers_progresses() -> None:
+    waiting = resource({**SETTLED, "Ready": "False", "Degraded": "True"})
+    for condition in waiting["status"]["conditions"]:
+        condition["reason"] = "NoGateway"
+
+    assert health("SegmentationModel", waiting) == ("Progressing", "NoGateway: why Ready")
+
+
 def test_a_paused_rollout_is_suspended() -> None:
     rollout = {"revision": "coins-1", "paused": True}
     moving = resource({**SETTLED, "Reconciling": "True"}, rollout=rollout)
