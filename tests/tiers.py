@@ -119,7 +119,10 @@ TIERS: Final[Mapping[str, Tier]] = {
     ),
     "neighbours": Tier(
         "what users have beside us, on a real Kubernetes",
-        ("operator/src", *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/e2e/cluster/neighbours"),
+        (
+            *("operator/src", *EVERYBODYS, "charts", "crds", "examples/argocd", "images"),
+            *("tests/cluster", "tests/e2e/cluster/neighbours"),
+        ),
         "cluster and neighbours",
         options=(),
     ),
