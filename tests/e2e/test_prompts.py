@@ -23,8 +23,7 @@ from fakes.cluster_models import pool
 from fakes.pipelines import pipeline_of
 from networks.prompts import write as write_networks
 from raw_inference import RawRequest, image, send
-from segserve import AsyncClient, BadRequestError, Client, EmbeddingLostError
-from segserve.calls.prompts import Box, Click
+from segserve import AsyncClient, BadRequestError, Box, Click, Client, EmbeddingLostError
 from segserve.errors import http_error
 from segserve.results.masks import EncodedMask
 from segserve_builder.kernels.rle_reader import decode_bitmap
@@ -170,7 +169,7 @@ def test_a_session_selects_objects_and_takes_clicks_back(served: Running, photo_
 async def test_an_asynchronous_session_answers_alike(served: Running, photo_of_both: bytes) -> None:
     async with AsyncClient(served.url) as client, client.prompt(photo_of_both, model="sam") as shown:
         masks = (await shown.click(*DISC, multimask=True)).instances
-        one = await shown.ask(Click(*SQUARE, of_object=False), Box(0, 0, 200, 120))
+        one = await shown.ask(Click(*SQUARE, foreground=False), Box(0, 0, 200, 120))
 
     assert len(masks) == 3
     assert shows(one.instances[0].mask, DISC, SQUARE) == [True, False]
@@ -212,6 +211,9 @@ def test_curl_clicks_by_the_query(served: Running, photo_of_both: bytes) -> None
 
 
 @pytest.mark.platform
-def test_a_click_on_a_model_that_takes_none_is_refused_before_the_image_is_sent(served: Running, photo: bytes) -> None:
-    with Client(served.url) as client, pytest.raises(BadRequestError, match="takes no clicks and boxes"):
-        client.prompt(photo, model="coins").click(5, 5)
+def test_an_image_is_not_sent_to_a_model_that_takes_no_click_or_needs_one(served: Running, photo: bytes) -> None:
+    with Client(served.url) as client:
+        with pytest.raises(BadRequestError, match="takes no clicks and boxes"):
+            client.prompt(photo, model="coins").click(5, 5)
+        with pytest.raises(BadRequestError, match=r"use `Client\.prompt`"):
+            client.segment(photo, model="sam")

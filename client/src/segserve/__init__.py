@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from segserve.calls.credentials import Tls
     from segserve.calls.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent, RetryEvent
     from segserve.calls.many import Failure
+    from segserve.calls.prompts import Box, Click
     from segserve.calls.steps import Timeouts
     from segserve.client import Client
     from segserve.errors import (
@@ -75,6 +76,8 @@ __all__ = [
     "AsyncPromptedImage",
     "AuthenticationError",
     "BadRequestError",
+    "Box",
+    "Click",
     "Client",
     "Cluster",
     "ConflictError",
@@ -144,6 +147,8 @@ __all__ = [
 _HOMES: Final = {
     "AsyncClient": ".async_client",
     "AsyncPromptedImage": ".prompted",
+    "Box": ".calls.prompts",
+    "Click": ".calls.prompts",
     "Client": ".client",
     "Cluster": ".platform",
     "ConflictError": "segserve_platform.platforms.errors",

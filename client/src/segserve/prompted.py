@@ -30,18 +30,12 @@ class _Prompted:
 
     @property
     def prompts(self) -> tuple[Click | Box, ...]:
-        """The clicks and boxes that count, in their order."""
+        """The clicks and boxes in their order; of boxes the last one counts."""
         return self._given
 
     def clear(self) -> None:
         """Take all prompts back, for another object of the image."""
         self._given = ()
-
-    def _with(self, prompts: Sequence[Click | Box]) -> tuple[Click | Box, ...]:
-        """Return all prompts with some more; a box replaces an earlier one."""
-        found = [*self._given, *prompts]
-        (last,) = [each for each in found if isinstance(each, Box)][-1:] or (None,)
-        return tuple(each for each in found if isinstance(each, Click) or each is last)
 
     def _without_last(self) -> tuple[Click | Box, ...]:
         if not self._given:
@@ -53,7 +47,8 @@ class _Prompted:
         prompt = Prompt(
             self._session,
             clicks=tuple(each for each in given if isinstance(each, Click)),
-            box=next((each for each in given if isinstance(each, Box)), None),
+            # A box replaces an earlier one, which counts again once the later one is taken back.
+            box=next((each for each in reversed(given) if isinstance(each, Box)), None),
             multimask=multimask,
             embedding=self._embedding,
         )
@@ -77,13 +72,14 @@ class PromptedImage(_Prompted):
         super().__init__(options)
         self._ask = ask
 
-    def click(self, x: float, y: float, *, of_object: bool = True, multimask: bool = False) -> InstanceResult:
-        """Add a point in pixels of the image, of the object or not of it, and return the answer to all prompts.
+    def click(self, x: float, y: float, *, foreground: bool = True, multimask: bool = False) -> InstanceResult:
+        """Add a point of the object, or of the background, and return the answer to all prompts.
 
-        With `multimask` the answer has several masks of different extent. Raises a `SegserveError`, after which the
-        point does not count.
+        `x` and `y` are pixels of the image, from 0 to its width and height. With `multimask` the answer has several
+        masks of different extent. Raises `BadRequestError` for a point outside, or another `SegserveError`; the point
+        does not count then.
         """
-        return self.ask(Click(x, y, of_object), multimask=multimask)
+        return self.ask(Click(x, y, foreground), multimask=multimask)
 
     def box(self, x: float, y: float, width: float, height: float, *, multimask: bool = False) -> InstanceResult:
         """Set the box around the object, in pixels of the image, and return the answer to all prompts; see `click`."""
@@ -103,7 +99,7 @@ class PromptedImage(_Prompted):
 
     def ask(self, *prompts: Click | Box, multimask: bool = False) -> InstanceResult:
         """Add several prompts, and return the answer to all; see `click`."""
-        return self._asked(self._with(prompts), multimask=multimask)
+        return self._asked((*self._given, *prompts), multimask=multimask)
 
     def _asked(self, given: tuple[Click | Box, ...], *, multimask: bool = False) -> InstanceResult:
         return self._keep(given, self._ask(self._request(given, multimask=multimask)))
@@ -116,9 +112,9 @@ class AsyncPromptedImage(_Prompted):
         super().__init__(options)
         self._ask = ask
 
-    async def click(self, x: float, y: float, *, of_object: bool = True, multimask: bool = False) -> InstanceResult:
+    async def click(self, x: float, y: float, *, foreground: bool = True, multimask: bool = False) -> InstanceResult:
         """Add a point and return the answer to all prompts, as `PromptedImage.click` does."""
-        return await self.ask(Click(x, y, of_object), multimask=multimask)
+        return await self.ask(Click(x, y, foreground), multimask=multimask)
 
     async def box(self, x: float, y: float, width: float, height: float, *, multimask: bool = False) -> InstanceResult:
         """Set the box and return the answer to all prompts, as `PromptedImage.box` does."""
@@ -138,7 +134,7 @@ class AsyncPromptedImage(_Prompted):
 
     async def ask(self, *prompts: Click | Box, multimask: bool = False) -> InstanceResult:
         """Add several prompts, and return the answer to all, as `PromptedImage.ask` does."""
-        return await self._asked(self._with(prompts), multimask=multimask)
+        return await self._asked((*self._given, *prompts), multimask=multimask)
 
     async def _asked(self, given: tuple[Click | Box, ...], *, multimask: bool = False) -> InstanceResult:
         return self._keep(given, await self._ask(self._request(given, multimask=multimask)))

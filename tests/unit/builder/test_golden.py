@@ -73,6 +73,12 @@ def test_boxes_of_any_fraction_equal_themselves() -> None:
     compare(case_of(answer, iou=1.0, score=0.0), answer)
 
 
+def test_an_empty_mask_equals_itself() -> None:
+    empty = instances(((0, 0, 0, 0),), (0.9,), (1,))
+
+    compare(case_of(empty), empty)
+
+
 def test_the_order_of_instances_does_not_matter() -> None:
     shuffled = {
         name: array[::-1] if name in ("BOXES", "SCORES", "CLASSES", "MASKS") else array

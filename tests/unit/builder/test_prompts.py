@@ -23,6 +23,7 @@ from segserve_builder.families.base import NetworkSignature, TensorSpec
 from segserve_builder.families.promptable import PROMPTABLE, PROMPTABLE_SAM2
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.render.tree import CONFIG_FILE, Network, PromptDecoderFile, Tree, render
+from segserve_builder.spec.names import AGENT_REQUEST_ID
 from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.postprocess import check_postprocess
@@ -36,6 +37,7 @@ from segserve_builder.steps.prompts import (
     PromptInputs,
     chosen,
 )
+from segserve_builder.steps.step_options import PipelineOptions
 
 RESIZE = {"mode": "shortSide", "size": 128, "maxSize": 128, "multipleOf": 128, "padding": "zeros"}
 PIPELINE = pipeline_of("promptable", [0], preprocess=[{"resize": RESIZE}, {"normalise": {}}], model="sam")
@@ -163,6 +165,9 @@ def test_other_files_are_no_decoders(inputs: Any, outputs: Any, words: str) -> N
         ({"inference": [{"tta": {"flips": ["horizontal"]}}]}, "without inference"),
         ({"runtime": {"instances": 2}}, "without runtime"),
         ({"runtime": {"device": "gpu"}}, "without runtime"),
+        ({"postprocess": [{"keepLargest": {}}]}, "without stages of postprocess"),
+        ({"outOfDistribution": {"score": "maxSoftmax", "threshold": 0.5}}, "without outOfDistribution"),
+        ({"output": {"maxDetections": 10}}, "without an output.maxDetections below 96"),
     ],
 )
 def test_what_a_promptable_model_cannot_have_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -170,6 +175,13 @@ def test_what_a_promptable_model_cannot_have_is_refused(changes: dict[str, Any],
 
     with pytest.raises(PipelineError, match=words):
         check_postprocess(pipeline_of("promptable", [0], **parts))
+
+
+def test_the_bytes_of_embeddings_make_no_revision() -> None:
+    more = pipeline_of("promptable", [0], decoder={**DECODER, "cacheBytes": 1})
+    other = pipeline_of("promptable", [0], decoder={**DECODER, "artifactSha256": "2" * 64})
+
+    assert more.revision == pipeline_of("promptable", [0]).revision != other.revision
 
 
 def test_a_decoder_is_for_promptable_families() -> None:
@@ -192,11 +204,40 @@ def test_a_decoder_is_for_promptable_families() -> None:
         ({"PROMPT_BOXES": np.zeros((MAX_BOXES + 1, 4), np.float32)}, f"at most {MAX_BOXES}"),
         ({"PROMPT_BOXES": np.array([[5, 5, 5, 9]], np.float32)}, "x1 < x2"),
         ({"MASK_INPUT": np.full((2, 2), np.inf, np.float32)}, "infinite"),
+        ({"MASK_INPUT": np.full((2, 2), 1e5, np.float32)}, "from -10000 to 10000"),
+        ({"MASK_INPUT": np.zeros((1, 2000), np.float32)}, "1 to 1024 rows and columns"),
     ],
 )
 def test_prompts_that_are_not_allowed_are_named(tensors: dict[str, Any], words: str) -> None:
     with pytest.raises(BadImageError, match=words):
         PromptInputs.of(tensors)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"points": "50"}, "allowed: NUMBER,NUMBER;NUMBER,NUMBER"),
+        ({"points": "1,x"}, "allowed: NUMBER,NUMBER"),
+        ({"points": ";".join(["1,2"] * 300)}, "allowed are at most 256"),
+        ({"points": "1,2" + ",3" * 1000}, "too many numbers"),
+        ({"points": "1,2", "point_labels": "0.7"}, "allowed: 0 or 1"),
+        ({"points": "1,2", "point_labels": "nan"}, "allowed: 0 or 1"),
+        ({"prompt_boxes": "1,2,3"}, "NUMBER,NUMBER,NUMBER,NUMBER"),
+    ],
+)
+def test_prompts_in_parameters_are_read_as_strictly(parameters: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadImageError, match=words):
+        PromptInputs.of_request({}, parameters)
+
+
+def test_prompts_in_parameters_are_those_of_tensors() -> None:
+    parameters = {"points": "1,2.5;3,4", "point_labels": "1;0", "prompt_boxes": "1,2,3,4", "outputs": "MASKS"}
+
+    prompt = PromptInputs.of_request({}, parameters)
+
+    assert (prompt.points.tolist(), prompt.labels.tolist()) == ([[1, 2.5], [3, 4]], [1, 0])
+    assert prompt.boxes.tolist() == [[1, 2, 3, 4]]
+    assert parameters == {"outputs": "MASKS"}
 
 
 def test_several_boxes_have_no_points() -> None:
@@ -337,14 +378,16 @@ def ask(files: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[..., dict
             }
         )
 
-        def answer(outputs: list[str] = OUTPUTS, given: str = "{}", **tensors: Any) -> dict[str, NDArray[Any]]:
+        def answer(
+            outputs: list[str] = OUTPUTS, given: str = "{}", request_id: str = "", **tensors: Any
+        ) -> dict[str, NDArray[Any]]:
             arrays = {
                 key: np.array([value], np.object_)
                 if isinstance(value, bytes)
                 else np.asarray(value, np.int32 if key == "POINT_LABELS" else np.float32)
                 for key, value in tensors.items()
             }
-            (response,) = step.execute([FakeRequest(arrays, outputs, given)])
+            (response,) = step.execute([FakeRequest(arrays, outputs, given, request_id)])
             found: dict[str, NDArray[Any]] = response.arrays()
             return found
 
@@ -421,11 +464,53 @@ def test_multimask_gives_the_masks_of_different_extent(ask: Callable[..., Any]) 
         ({"IMAGE": picture(), "PROMPT_BOXES": [[200, 0, 210, 5]]}, "outside of the image"),
         ({"EMBEDDING": b"sam-1", "POINTS": [DISC]}, "allowed is the EMBEDDING_ID of an earlier answer"),
         ({"IMAGE": b"no image", "POINTS": [DISC]}, "is not a JPEG"),
+        ({"IMAGE": picture(), "given": '{"score_threshold": 0.5}'}, "'score_threshold' is not for prompts"),
+        ({"IMAGE": picture(), "given": '{"max_detections": 1}'}, "'max_detections' is not for prompts"),
     ],
 )
 def test_bad_requests_are_their_callers(ask: Callable[..., Any], tensors: dict[str, Any], words: str) -> None:
     with pytest.raises(AssertionError, match=words):
         ask(**tensors)
+
+
+def test_a_box_beyond_the_image_ends_with_it(ask: Callable[..., Any]) -> None:
+    beyond, whole = (ask(IMAGE=picture(), PROMPT_BOXES=[box]) for box in ([-9, -9, 3e38, 3e38], [0, 0, 200, 120]))
+
+    assert beyond["MASKS"].tolist() == whole["MASKS"].tolist()
+
+
+def test_a_test_by_an_agent_runs_the_encoder_each_time(ask: Callable[..., Any]) -> None:
+    ask(IMAGE=picture(), POINTS=[DISC])
+
+    found = ask(IMAGE=picture(), POINTS=[DISC], request_id=AGENT_REQUEST_ID)
+
+    assert found["EMBEDDING_ID"].item() == b""
+    assert mask_of(found)[50, 50]
+
+
+def test_embeddings_take_at_most_half_of_a_servers_memory(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with triton_python():
+        prompted = importlib.import_module("segserve_builder.backend.prompted")
+        monkeypatch.setattr(prompted, "available_bytes", lambda: 2**29)
+        (content,) = rendered(files).steps.values()
+        options = PipelineOptions.model_validate_json(parameter_of(content[CONFIG_FILE]))
+
+        with pytest.raises(
+            PipelineError, match="embeddingsMebibytes is 512; allowed are at most 256, half of the memory"
+        ):
+            prompted.PromptedSteps(options, options.decoder.model_copy(update={"cache_bytes": 2**29}), *files, 1)
+
+
+def parameter_of(config: Any) -> str:
+    """Return the options in the text of a configuration."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    read = ModelConfig()
+    text_format.Parse(config.decode(), read)
+    return str(read.parameters["segserve"].string_value)
 
 
 def test_a_model_has_one_step_with_both_files(files: tuple[Path, Path]) -> None:

@@ -57,10 +57,15 @@ def wanted_outputs(
 
     With `continued` also what a model that keeps streams says of the image's stream; `prompted` the id of the image's
     embedding. Raises `ProtocolError` for a model that lacks the outputs of segserve's contract, and `BadRequestError`
-    for a prompt to a model that takes none.
+    for a prompt to a model that takes none, and no prompt to one that needs some.
     """
     if prompted and EMBEDDING_ID not in info.outputs:
         raise BadRequestError(f"model {info.model!r} takes no clicks and boxes: segment images with it as a whole")
+    if not prompted and EMBEDDING_ID in info.outputs:
+        raise BadRequestError(
+            f"model {info.model!r} segments what clicks and boxes select: use `Client.prompt`, or `segserve predict` "
+            "with --point or --box"
+        )
     names = next((names for mark, names in OUTPUTS.items() if mark in info.outputs), _DETECTION)
     missing = [name for name in names if name not in info.outputs]
     if missing:

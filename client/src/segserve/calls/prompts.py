@@ -14,11 +14,11 @@ from segserve_common.kserve import Parameter, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Click:
-    """A point of the object, or one that is not of it, in pixels of the image."""
+    """A point of the object, or of the background, in pixels of the image."""
 
     x: float
     y: float
-    of_object: bool = True
+    foreground: bool = True
 
     def __post_init__(self) -> None:
         _check_numbers("a click", self.x, self.y)
@@ -58,7 +58,7 @@ class Prompt:
         found = []
         if self.clicks:
             points = np.array([(each.x, each.y) for each in self.clicks], np.float32)
-            labels = np.array([each.of_object for each in self.clicks], np.int32)
+            labels = np.array([each.foreground for each in self.clicks], np.int32)
             found += [Tensor.of_array("POINTS", points), Tensor.of_array("POINT_LABELS", labels)]
         if (box := self.box) is not None:
             corners = np.array([[box.x, box.y, box.x + box.width, box.y + box.height]], np.float32)

@@ -158,7 +158,7 @@ def _folder(resource: SegmentationModel, output: Path | None) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Delete only the images of the previous golden set; a set with labels is refused."""
+    """Delete only the images of the previous golden set; a set with labels or several prompts is refused."""
     from segserve_builder.golden.judging import GOLDEN_FILE, load
 
     if not (folder / GOLDEN_FILE).exists():
@@ -166,6 +166,8 @@ def _clear(folder: Path) -> None:
     before = load(folder)
     if any(case.labels is not None or case.label_map is not None for case in before.cases):
         raise CommandError(f"{folder} has labels, which would be lost; set another folder with -o")
+    if any(case.prompt is not None and (case.prompt.boxes or len(case.prompt.points) > 1) for case in before.cases):
+        raise CommandError(f"{folder} has prompts beyond a click, which would be lost; set another folder with -o")
     for case in before.cases:
         (folder / case.image).unlink()
 

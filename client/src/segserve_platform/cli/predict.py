@@ -147,7 +147,7 @@ def predict(
             metavar="X,Y", help="Point of the object, for a promptable model; repeatable.", rich_help_panel=PROMPTS
         ),
     ] = None,
-    no_point: Annotated[
+    background: Annotated[
         list[str] | None,
         typer.Option(metavar="X,Y", help="Point that is not of the object; repeatable.", rich_help_panel=PROMPTS),
     ] = None,
@@ -176,7 +176,9 @@ def predict(
     _check_targets(masks, coco)
     if selection.skipped:
         typer.echo(_left_out(selection.skipped), err=True)
-    prompts = _prompts(point or [], no_point or [], box)
+    prompts = _prompts(point or [], background or [], box)
+    if prompts and (score_threshold, max_detections, encoding) != (None, None, None):
+        raise CommandError("--score-threshold, --max-detections and --encoding are not for prompts; leave them out")
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
     began_s = time.monotonic()
     with (
@@ -268,10 +270,10 @@ def _prompts(points: Sequence[str], others: Sequence[str], box: str | None) -> l
         return found
 
     found: list[Click | Box] = []
-    for option, texts in (("--point", points), ("--no-point", others)):
+    for option, texts in (("--point", points), ("--background", others)):
         for text in texts:
             x, y = numbers(option, text, "X,Y")
-            found.append(Click(x, y, of_object=option == "--point"))
+            found.append(Click(x, y, foreground=option == "--point"))
     if box is not None:
         x, y, width, height = numbers("--box", box, "X,Y,WIDTH,HEIGHT")
         found.append(Box(x, y, width, height))

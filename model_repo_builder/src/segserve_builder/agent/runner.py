@@ -351,9 +351,8 @@ class ActionRunner:
         tiers: list[dict[str, Any]] = [{}] if cascade is None else [{TIER: tier} for tier in (HEAVY, LIGHT)]
         if prepared.assigned.spec.golden is None:
             image = golden.builtin_image()
-            prompt = {} if prepared.assigned.spec.pipeline.decoder is None else golden.BUILTIN_PROMPT.parameters()
             for tier in tiers:
-                rle = {**_as_rle(prepared), **tier, **prompt}
+                rle = {**_as_rle(prepared), **tier, **_builtin_prompt(prepared)}
                 golden.check_builtin(self._infer(prepared, image, rle), self._infer(prepared, image, rle))
             return self._located(Proof("builtin", None), prepared)
         # The expected answers come from the model's own network, whatever its cascade makes of an image.
@@ -437,12 +436,16 @@ class ActionRunner:
     def _probe_network(
         self, action: Probe, prepared: Prepared, model: str, parameters: Mapping[str, Any] | None = None
     ) -> ActionResult:
-        image = golden.builtin_image() if prepared.golden is None else next(_cases(prepared))[1]
+        if prepared.golden is None:
+            image, prompt = golden.builtin_image(), _builtin_prompt(prepared)
+        else:
+            case, image = next(_cases(prepared))
+            prompt = case.parameters()
         own = frozenset(step for step in prepared.steps if not is_shared(step) and step != prepared.tree.heavy)
         shared = {step: self.server.answered(step) for step in prepared.steps if is_shared(step)}
         answered = self.server.answered(model)
         try:
-            self.server.infer(model, image, parameters or {}, PROBE_S)
+            self.server.infer(model, image, {**(parameters or {}), **prompt}, PROBE_S)
         except TritonTimeoutError:
             # Load can delay a probe, but then other requests are answered meanwhile.
             stuck = self.server.answered(model) == answered
@@ -509,6 +512,11 @@ def _as_rle(prepared: Prepared) -> Mapping[str, Any]:
     """Return the parameters of a request whose masks are to be run lengths, as golden images are compared by."""
     pipeline = prepared.assigned.spec.pipeline
     return {"encoding": "rle"} if _has_masks(pipeline) and "encoding" in pipeline.output.overrides else {}
+
+
+def _builtin_prompt(prepared: Prepared) -> dict[str, str]:
+    """Return the parameters of the built-in image: without a prompt the decoder of a promptable model does not run."""
+    return {} if prepared.assigned.spec.pipeline.decoder is None else golden.BUILTIN_PROMPT.parameters()
 
 
 def _cases(prepared: Prepared) -> Iterator[tuple[golden.Case, bytes]]:

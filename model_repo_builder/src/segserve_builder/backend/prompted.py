@@ -12,12 +12,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve_builder.backend import pre
 from segserve_builder.backend.batch_spans import spans
 from segserve_builder.backend.joined import JoinedSteps
 from segserve_builder.backend.responses import SentRequest, input_array, parameters_of
-from segserve_builder.errors import BadImageError
-from segserve_builder.memory import allow_total, total_allowed
-from segserve_builder.spec.names import listed_outputs
+from segserve_builder.errors import BadImageError, PipelineError
+from segserve_builder.memory import allow_total, available_bytes, total_allowed
+from segserve_builder.spec.names import AGENT_REQUEST_ID, listed_outputs
 from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.prompts import (
     Embedding,
@@ -38,7 +39,15 @@ class PromptedSteps(JoinedSteps):
     def __init__(
         self, options: PipelineOptions, prompts: DecoderOptions, encoder: Path, decoder: Path, instances: int
     ) -> None:
-        """Load both files, for at most so many images at a time."""
+        """Load both files, for at most so many images at a time.
+
+        Raises `PipelineError` if the server has too little memory for the embeddings.
+        """
+        if prompts.cache_bytes > (most := available_bytes() // 2):
+            raise PipelineError(
+                f"decoder.embeddingsMebibytes is {prompts.cache_bytes >> 20}; allowed are at most {most >> 20}, half "
+                "of the memory of this server"
+            )
         super().__init__(options, encoder, instances)
         self._encoder_outputs, self._logits = prompts.io.encoded, prompts.io.logits.name
         self._decoder = PromptDecoder(decoder, prompts.io, options.net.intra_op_threads)
@@ -63,8 +72,9 @@ class PromptedSteps(JoinedSteps):
     ) -> dict[str, NDArray[Any]]:
         """Return the public outputs that a request requires; `run` runs the encoder over one image."""
         parameters = parameters_of(request)
-        if "score_threshold" in parameters:
-            raise BadImageError("parameter 'score_threshold' is not for prompts; scores are the predicted IoU")
+        for name in ("score_threshold", "max_detections"):
+            if name in parameters:
+                raise BadImageError(f"parameter {name!r} is not for prompts, whose masks are answered in their order")
         prompt = PromptInputs.of_request(request.tensors, parameters)
         name, embedding = self._embedding(request, run)
         transform = ResizeTransform.from_numbers(embedding.geometry)
@@ -100,7 +110,10 @@ class PromptedSteps(JoinedSteps):
         if len(images) != 1:
             sent = "both images" if images else "none"
             raise BadImageError(f"a request must have one of IMAGE, PIXELS and EMBEDDING; this one has {sent}")
-        name = self._embeddings.id_of(images[0])
+        if request.id == AGENT_REQUEST_ID:
+            return "", self._encoded(request, run)  # a test of the encoder as well, however often it is made
+        with self.described(lambda: pre.describe(request)):
+            name = self._embeddings.id_of(images[0])
         is_known = self._embeddings.holds(name)
         embedding = self._embeddings.of_image(name, lambda: self._encoded(request, run))
         if not self._embeddings.holds(name):

@@ -346,7 +346,12 @@ def _box_iou(actual: Sequence[Sequence[float]], expected: Sequence[Sequence[floa
     if not actual or not expected:
         return []
     left, right = ([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes] for boxes in (actual, expected))
-    return [[float(value) for value in row] for row in coco.iou(left, right, [0] * len(right))]
+    overlaps = coco.iou(left, right, [0] * len(right))
+    for row, one in zip(overlaps, actual, strict=True):
+        for place, other in enumerate(expected):
+            if not any(one) and not any(other):  # of empty masks
+                row[place] = 1.0
+    return [[float(value) for value in row] for row in overlaps]
 
 
 def _mask_iou(actual: Sequence[bytes], expected: Sequence[str], size: tuple[int, int]) -> list[list[float]]:

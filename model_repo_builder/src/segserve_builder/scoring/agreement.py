@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segserve_builder.scoring.quality import MATCH, SIGMA, SIGMAS
+from segserve_builder.steps.public_outputs import EMBEDDING_ID
 from segserve_common import MAX_IMAGE_PIXELS
 from segserve_common.errors import ProtocolError
 from segserve_common.mask_encodings import PNG_MAGIC, read_labels, run_length_counts
@@ -89,9 +90,10 @@ def agreement(stable: Answer, candidate: Answer, outputs: Collection[str] | None
     """Return how much two answers to the same image agree; None where they cannot be compared.
 
     They cannot if their outputs or SIZE differ, if they do not show the objects or classes (other outputs were
-    requested), if stable's answer cannot be read, or if it would take too long: more than `MOST_PIXELS`,
-    `MOST_RUN_BYTES` or `MOST_REGION_PAIRS`. A candidate's answer that cannot be read, although stable's can, agrees in
-    nothing. `outputs` are the ones that the request's parameter lists, if it has it: all others are then empty.
+    requested), if stable's answer cannot be read, if both are of a promptable model and empty, or if it would take too
+    long: more than `MOST_PIXELS`, `MOST_RUN_BYTES` or `MOST_REGION_PAIRS`. A candidate's answer that cannot be read,
+    although stable's can, agrees in nothing. `outputs` are the ones that the request's parameter lists, if it has it:
+    all others are then empty.
     """
     kind = _kind(stable, outputs)
     if kind is None or kind != _kind(candidate, outputs):
@@ -119,7 +121,8 @@ def agreement(stable: Answer, candidate: Answer, outputs: Collection[str] | None
                     tallies[number] = (weight * both / (left + right - both), weight)
             return _tallied(tallies)
         if not len(expected.classes) and not len(seen.classes):
-            return Agreement(1.0)
+            # A promptable model finds nothing if it is given no prompt, which says nothing of its masks.
+            return None if EMBEDDING_ID.name in stable else Agreement(1.0)
         found = _of_objects(expected, seen, MATCH if kind == "segments" else 0.0)
         return replace(found, left_out=expected.left_out + seen.left_out)
     except _IncomparableError:

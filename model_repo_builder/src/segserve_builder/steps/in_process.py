@@ -123,8 +123,10 @@ class InProcessModel:
         if self._unlike is None:
             return None
         given = self.network_input(image)
-        values: list[Any] = []
-        self._answered(given, self.raw(given), RequestOptions(), frozenset(), values.append)
+        values, outputs = list[Any](), self.raw(given)
+        if self._decoder is not None:
+            outputs = self._decoder(outputs, NO_PROMPT, given.transform)
+        self._answered(given, outputs, RequestOptions(), frozenset(), values.append)
         return score_of(self._unlike.score, values[0], given.statistics)
 
     def _answered(

@@ -112,7 +112,10 @@ class Cascade(FrozenModel):
 
 
 class DecoderNetwork(FrozenModel):
-    """The decoder of a promptable network, and how many bytes of its images' embeddings a server keeps."""
+    """The decoder of a promptable network, and how many bytes of its images' embeddings a server keeps.
+
+    The latter changes no answer, and is not part of a revision.
+    """
 
     artifact_sha256: Sha256
     cache_bytes: int
@@ -152,6 +155,8 @@ class Pipeline(FrozenModel):
             "preprocess": [_identity(*named) for named in before],
             "postprocess": [_identity(*named) for named in named_postprocess(self)],
         }
+        if self.decoder is not None:
+            identity["decoder"] = {"artifactSha256": self.decoder.artifact_sha256}
         # Left out if empty, as options that are None are.
         if self.inference:
             identity["inference"] = [_identity(step.name, step.stage) for step in self.inference]

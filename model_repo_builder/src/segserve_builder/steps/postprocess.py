@@ -39,6 +39,8 @@ TASKS: Final[Mapping[ValueType, Task]] = {
 }
 """The types of value that are answers, with the task of a model that returns them."""
 ALWAYS: Final = frozenset({"SIZE"})
+MOST_MASKS: Final = 96
+"""Masks of a promptable model's answer: three of each of 32 boxes."""
 SCORED_ONLY: Final = ("score_threshold", "max_detections")
 
 
@@ -229,15 +231,22 @@ def check_decoder(pipeline: Pipeline) -> None:
     if pipeline.decoder is None:
         raise PipelineError(f"family {pipeline.family!r} needs the file of its prompt decoder: `decoder` is missing")
     runtime = pipeline.runtime
+    unlike = pipeline.out_of_distribution
     has_own = runtime.instances > 1 or runtime.engine is not None or runtime.device == "gpu"
     strange = {
         "instances": pipeline.instances is not None,
         "cascade": pipeline.cascade is not None,
         "inference": bool(pipeline.inference),
         "runtime with instances, engine or device: gpu": has_own,
+        "stages of postprocess": bool(pipeline.postprocess),
+        "outOfDistribution by the score of an answer": unlike is not None and unlike.score != "detail",
+        "an output.maxDetections below 96, the masks of all prompts": pipeline.output.max_detections < MOST_MASKS,
     }
     if named := [name for name, is_there in strange.items() if is_there]:
-        raise PipelineError(f"family {pipeline.family!r} runs both files in one process on a CPU, without {named[0]}")
+        raise PipelineError(
+            f"family {pipeline.family!r} runs both files in one process on a CPU and answers with each prompt's masks, "
+            f"without {named[0]}"
+        )
 
 
 def postprocess_stages(pipeline: Pipeline) -> tuple[Stage, ...]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MULTIMASK_PARAMETER: Final = "multimask"
 MAX_POINTS: Final = 256
 MAX_BOXES: Final = 32
+MAX_MASK_SIDE: Final = 1024
+MAX_LOGIT: Final = 1e4
+"""Beyond all logits of networks, and far from what overflows in one."""
 PROMPT_PARAMETERS: Final = {
     "points": ("POINTS", 2, MAX_POINTS),
     "point_labels": ("POINT_LABELS", 1, MAX_POINTS),
@@ -96,7 +99,12 @@ class PromptInputs:
             )
         if len(boxes) > 1 and (len(points) or "MASK_INPUT" in tensors):
             raise BadImageError(f"PROMPT_BOXES has {len(boxes)} objects; beside POINTS or MASK_INPUT allowed is one")
-        mask = _floats(tensors, "MASK_INPUT", (None, None), None) if "MASK_INPUT" in tensors else None
+        mask = _floats(tensors, "MASK_INPUT", (None, None), MAX_MASK_SIDE) if "MASK_INPUT" in tensors else None
+        if mask is not None and (mask.shape[1] > MAX_MASK_SIDE or not mask.size or np.abs(mask).max() > MAX_LOGIT):
+            raise BadImageError(
+                f"MASK_INPUT has shape {list(mask.shape)}; allowed are 1 to {MAX_MASK_SIDE} rows and columns of logits "
+                f"from {-MAX_LOGIT:g} to {MAX_LOGIT:g}"
+            )
         return cls(points, labels.astype(np.int32), boxes, mask, multimask)
 
     def check_inside(self, height: int, width: int) -> None:
@@ -126,18 +134,20 @@ def _flag(name: str, value: Any) -> bool:
 
 def _numbers(name: str, text: str, columns: int, most: int) -> NDArray[Any]:
     """Return the rows of a parameter, int32 (N,) of one column, else float32 (N, columns)."""
-    form = ",".join(["NUMBER"] * columns)
+    form = "0 or 1" if columns == 1 else ",".join(["NUMBER"] * columns)
+    if text.count(",") >= most * columns:
+        raise BadImageError(f"parameter {name!r} has too many numbers; allowed are at most {most} entries")
     if text.count(";") >= most:
         raise BadImageError(f"parameter {name!r} has {text.count(';') + 1} entries; allowed are at most {most}")
     try:
         rows = [[float(number) for number in row.split(",")] for row in text.split(";")]
         array = np.array(rows, np.float32)
-        whole = array.astype(np.int32) if columns == 1 else None
     except ValueError:
         array = np.empty(0, np.float32)
-    if array.ndim != 2 or array.shape[1] != columns:
+    labels = columns == 1 and array.ndim == 2 and np.isin(array, (0, 1)).all()
+    if array.ndim != 2 or array.shape[1] != columns or (columns == 1 and not labels):
         raise BadImageError(f"parameter {name!r} is {text[:80]!r}; allowed: {form};{form} and so on")
-    return array if whole is None else whole[:, 0]
+    return array[:, 0].astype(np.int32) if columns == 1 else array
 
 
 def _floats(
@@ -215,7 +225,8 @@ class PromptDecoder:
         if box is not None:
             if not io.takes_boxes:
                 raise BadImageError("this model's decoder takes no PROMPT_BOXES; send POINTS")
-            given = np.concatenate([given, box.reshape(2, 2) / scale + corner])
+            inside = np.clip(box.reshape(2, 2), 0, np.array([transform.width, transform.height], np.float32))
+            given = np.concatenate([given, inside / scale + corner])
             labels = np.concatenate([labels, np.array([_TOP_LEFT, _BOTTOM_RIGHT], np.int32)])
         elif io.pads or not len(given):
             given, labels = _padded(given, labels, len(given) + 1)
@@ -311,7 +322,7 @@ class EmbeddingCache:
     def id_of(self, image: NDArray[Any]) -> str:
         """Return the id of an image, encoded or as pixels."""
         encoded = image.dtype == np.object_
-        content = bytes(image.item()) if encoded else np.ascontiguousarray(image).tobytes()
+        content = bytes(image.item()) if encoded else np.ascontiguousarray(image).reshape(-1).view(np.uint8).data
         form = "" if encoded else f"{image.dtype} {image.shape}"
         named = f"{self._revision} {form} {hashlib.sha256(content).hexdigest()}"
         return f"{self._revision}.{hashlib.sha256(named.encode()).hexdigest()[:32]}"

@@ -439,6 +439,8 @@ class SegmentationModelSpec(ApiValue):
             raise located("the step of a promptable model is not shared; allowed is own, the default", "processes")
         if self.expose:
             raise located("the network of a promptable model has no step of its own; leave it out", "expose")
+        if self.capture is not None:
+            raise located("a sample is of an image, and a promptable model answers prompts; leave it out", "capture")
         return self
 
     @model_validator(mode="after")

@@ -155,6 +155,13 @@ def test_the_same_answer_agrees_fully_and_nothing_agrees_with_nothing() -> None:
     assert found(boxes(), boxes()) == Agreement(1.0)
 
 
+def test_empty_answers_of_a_promptable_model_say_nothing() -> None:
+    """It finds nothing in an image without a prompt."""
+    empty = {**instances(), "EMBEDDING_ID": items(b"sam-1")}
+
+    assert agreement(empty, empty) is None
+
+
 def test_objects_beyond_those_that_are_compared_are_counted() -> None:
     many = boxes(*((CAR, (x, y, x + 1, y + 1), 0.9) for x in range(50) for y in range(30)))
 

@@ -113,6 +113,8 @@ def init(
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
     if decoder is not None:
+        if classes is not None or copy is not None:
+            raise CommandError("--classes and --copy are not for a network with --decoder, whose files are copied")
         with needs("builder"), spinner("starting") as progress:
             from segserve_platform.cli.init.prompts import write_promptable
 

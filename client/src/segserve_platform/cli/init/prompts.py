@@ -47,6 +47,8 @@ def write_promptable(
 
     Raises `CommandError` for files that no promptable family fits, and if they do not answer; nothing is written then.
     """
+    if encoder.name == decoder.name:
+        raise CommandError(f"both files are named {encoder.name}, and are copied into one folder: rename one")
     try:
         spec = _spec(encoder, decoder, family or PROMPTABLE.name)
         io = network_io(_pipeline(name, spec), read_signature(encoder))

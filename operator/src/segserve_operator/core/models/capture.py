@@ -71,13 +71,13 @@ def capture_rule(
 
 
 def redaction_of(redact: Redact, pipeline: Pipeline, world: Observed) -> RedactionRule | None:
-    """Return what is redacted; None if a class or the other model is not there."""
+    """Return what is redacted; None if a class or the other model is not there, or that answers prompts only."""
     group = ""
     if redact.model is not None:
         other = next((each for each in world.models if each.name == redact.model), None)
         stable = other.roles.stable if other is not None else None
         record = record_of(stable.revision, other, world) if other is not None and stable is not None else None
-        if stable is None or record is None:
+        if stable is None or record is None or record.pipeline.decoder is not None:
             return None
         pipeline, group = record.pipeline, stable.group
     ids = {item.name: item.id for item in pipeline.classes}

@@ -326,6 +326,8 @@ def record_of(revision: str, model: ModelObserved, world: Observed) -> AssignedM
     addresses = {name: getattr(wanted, name) for name in files}
     golden = golden_of(record, model, world)
     how = {"expose": wanted.expose, "metrics": wanted.metrics, "processes": wanted.processes}
+    if wanted.pipeline.decoder != record.pipeline.decoder:
+        how["pipeline"] = record.pipeline.model_copy(update={"decoder": wanted.pipeline.decoder})
     return record.model_copy(update=addresses | how | {"golden": golden})
 
 
