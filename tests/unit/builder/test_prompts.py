@@ -20,7 +20,7 @@ from fakes.triton_python import FakeRequest, triton_python
 from networks.prompts import CELLS, IOU, write
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families.base import NetworkSignature, TensorSpec
-from segserve_builder.families.promptable import PROMPTABLE, PROMPTABLE_SAM2
+from segserve_builder.families.promptable import MAX_BOXES, PROMPTABLE, PROMPTABLE_SAM2
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.render.tree import CONFIG_FILE, Network, PromptDecoderFile, Tree, render
 from segserve_builder.spec.names import AGENT_REQUEST_ID
@@ -28,7 +28,6 @@ from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.prompts import (
-    MAX_BOXES,
     MAX_POINTS,
     BadImageError,
     Embedding,

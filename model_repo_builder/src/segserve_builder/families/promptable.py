@@ -36,6 +36,9 @@ LEAST_CHANNELS: Final = 8
 LABELS: Final = ("INT64", "INT32", "FP32")
 MULTIMASK: Final = 3
 """Masks of one prompt, of different extent."""
+MAX_BOXES: Final = 32
+MOST_MASKS: Final = MULTIMASK * MAX_BOXES
+"""Masks of an answer at most."""
 EMBEDDINGS: Final = "[1, channels, height, width]"
 
 

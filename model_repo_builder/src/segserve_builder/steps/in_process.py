@@ -104,10 +104,7 @@ class InProcessModel:
             if score < self.pipeline.cascade.threshold:
                 return outputs
         given = self.network_input(image)
-        outputs = raw or self.raw(given)
-        if self._decoder is not None:
-            outputs = self._decoder(outputs, prompt, given.transform)
-        return self._answered(given, outputs, request, self._outputs, lambda value: None)
+        return self._answered(given, raw or self.raw(given), request, self._outputs, lambda value: None, prompt)
 
     def scored(self, image: bytes, request: RequestOptions, cascade: Cascade) -> tuple[float, dict[str, NDArray[Any]]]:
         """Return the score of this network's answer as the light one of a cascade, and the answer."""
@@ -123,10 +120,8 @@ class InProcessModel:
         if self._unlike is None:
             return None
         given = self.network_input(image)
-        values, outputs = list[Any](), self.raw(given)
-        if self._decoder is not None:
-            outputs = self._decoder(outputs, NO_PROMPT, given.transform)
-        self._answered(given, outputs, RequestOptions(), frozenset(), values.append)
+        values: list[Any] = []
+        self._answered(given, self.raw(given), RequestOptions(), frozenset(), values.append)
         return score_of(self._unlike.score, values[0], given.statistics)
 
     def _answered(
@@ -136,7 +131,10 @@ class InProcessModel:
         request: RequestOptions,
         outputs: frozenset[str],
         observe: Callable[[Any], object],
+        prompt: PromptInputs = NO_PROMPT,
     ) -> dict[str, NDArray[Any]]:
+        if self._decoder is not None:
+            raw = self._decoder(raw, prompt, given.transform)
         second = None if self._second is None else self._second.run(given.tensor)
         return self._postprocess(raw, given.transform, request, outputs, given.guide, second, observe=observe)
 

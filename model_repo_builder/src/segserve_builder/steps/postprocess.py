@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO
-from segserve_builder.families.promptable import PromptableFamily
+from segserve_builder.families.promptable import MOST_MASKS, PromptableFamily
 from segserve_builder.spec.model_spec import Output
 from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER, listed_outputs
 from segserve_builder.stages import POSTPROCESS
@@ -39,8 +39,6 @@ TASKS: Final[Mapping[ValueType, Task]] = {
 }
 """The types of value that are answers, with the task of a model that returns them."""
 ALWAYS: Final = frozenset({"SIZE"})
-MOST_MASKS: Final = 96
-"""Masks of a promptable model's answer: three of each of 32 boxes."""
 SCORED_ONLY: Final = ("score_threshold", "max_detections")
 
 
@@ -231,7 +229,7 @@ def check_decoder(pipeline: Pipeline) -> None:
     if pipeline.decoder is None:
         raise PipelineError(f"family {pipeline.family!r} needs the file of its prompt decoder: `decoder` is missing")
     runtime = pipeline.runtime
-    unlike = pipeline.out_of_distribution
+    unlike, limit = pipeline.out_of_distribution, pipeline.output.max_detections
     has_own = runtime.instances > 1 or runtime.engine is not None or runtime.device == "gpu"
     strange = {
         "instances": pipeline.instances is not None,
@@ -240,7 +238,7 @@ def check_decoder(pipeline: Pipeline) -> None:
         "runtime with instances, engine or device: gpu": has_own,
         "stages of postprocess": bool(pipeline.postprocess),
         "outOfDistribution by the score of an answer": unlike is not None and unlike.score != "detail",
-        "an output.maxDetections below 96, the masks of all prompts": pipeline.output.max_detections < MOST_MASKS,
+        f"an output.maxDetections below {MOST_MASKS}, the masks of all prompts": limit < MOST_MASKS,
     }
     if named := [name for name, is_there in strange.items() if is_there]:
         raise PipelineError(

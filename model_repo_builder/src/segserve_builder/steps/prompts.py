@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from segserve_builder.errors import BadImageError
-from segserve_builder.families.promptable import MULTIMASK, DecoderIO
+from segserve_builder.families.promptable import MAX_BOXES, MULTIMASK, DecoderIO
 from segserve_builder.values import Float32, Int32, ResizeTransform
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MULTIMASK_PARAMETER: Final = "multimask"
 MAX_POINTS: Final = 256
-MAX_BOXES: Final = 32
 MAX_MASK_SIDE: Final = 1024
 MAX_LOGIT: Final = 1e4
 """Beyond all logits of networks, and far from what overflows in one."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from segserve.rendering.display import one_line
 from segserve_builder.errors import BuilderError
-from segserve_builder.families.base import NetworkIO, described
+from segserve_builder.families.base import IMAGENET, NetworkIO, described
 from segserve_builder.families.promptable import PROMPTABLE, PROMPTABLE_SAM2
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
@@ -25,7 +25,6 @@ from segserve_platform.cli.schema import modeline
 
 FREE_SIDE: Final = 1024
 AS_PILLOW: Final = {"antialias": True, "rounding": "eachPass"}
-MEAN_STD: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CHECKS: Final = (
     Remark(
         ("spec", "preprocess"), "segment-anything and SAM 2 normalise so; an export may do it in the file", sure=False
@@ -107,5 +106,5 @@ def _preprocess(io: NetworkIO, family: str) -> list[dict[str, Any]]:
         resize: dict[str, Any] = {"mode": "stretch", "height": side, "width": width or side}
     else:
         resize = {"mode": "shortSide", "size": side, "maxSize": side, "multipleOf": side, "padding": "zeros"}
-    normalise = [] if io.input.dtype == "UINT8" else [{"normalise": MEAN_STD}]
+    normalise = [] if io.input.dtype == "UINT8" else [{"normalise": {**IMAGENET}}]
     return [{"resize": {**resize, **AS_PILLOW}}, *normalise]
