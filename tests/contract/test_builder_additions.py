@@ -25,8 +25,8 @@ from segserve_builder.families.base import (
     NetworkIO,
     NetworkSignature,
     float_output,
-    image_input,
 )
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.render.tree import Network, render
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.base import RequestOptions

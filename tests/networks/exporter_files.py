@@ -76,6 +76,7 @@ ROWS: Final[Mapping[str, Served | Refused]] = {
     "transformers-dpt": Served(HF, "DPT", "semantic-logits"),
     "transformers-mobilevit": Served(HF, "MobileViT, which reads BGR", "semantic-logits"),
     "transformers-detr": Served(HF, "DETR", "detr"),
+    "transformers-detr-mask": Served(HF, "DETR, `pixel_mask`", "detr", resize={"padding": "zeros"}),
     "transformers-conditional-detr": Served(HF, "Conditional DETR", "deformable-detr"),
     "transformers-rt-detr": Served(HF, "RT-DETR", "detr-sigmoid"),
     "transformers-maskformer": Served(HF, "MaskFormer", "maskformer", labels=0.005, why="random queries tie"),

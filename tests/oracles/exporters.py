@@ -70,8 +70,9 @@ def adapted(net: nn.Module, given: torch.Tensor) -> None:
     net.eval()
 
 
-def export(net: nn.Module, given: torch.Tensor, folder: Path, **options: Any) -> None:
-    torch.onnx.export(net, (given,), str(folder / "net.onnx"), dynamo=False, opset_version=17, **options)
+def export(net: nn.Module, given: torch.Tensor | tuple[torch.Tensor, ...], folder: Path, **options: Any) -> None:
+    arguments = given if isinstance(given, tuple) else (given,)
+    torch.onnx.export(net, arguments, str(folder / "net.onnx"), dynamo=False, opset_version=17, **options)
 
 
 # Ultralytics: the answers are those of its own `predict` of the exported file.
@@ -164,8 +165,8 @@ class _Outputs(nn.Module):
         super().__init__()
         self.net, self.names = net, names
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = self.net(pixel_values=pixels)
+    def forward(self, pixels: torch.Tensor, *mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = self.net(pixels, *mask)
         return tuple(getattr(found, name) for name in self.names)
 
 
@@ -177,10 +178,11 @@ def transformers(
     heads: str,
     outputs: str,
     mend: Callable[[Path], None] = lambda path: None,
+    masked: bool = False,
 ) -> Answers:
     """Serve `make`'s network and processor; `heads` are ends of the names of layers whose scores are spread.
 
-    `mend` changes the file.
+    `mend` changes the file, which is also given the mask of the padding if it is `masked`.
     """
     torch.manual_seed(5)
     net, processor = make()
@@ -194,7 +196,9 @@ def transformers(
     for layer in lasts:
         mean, largest = SPREADS[task]
         spread(wrapped, [layer], first, mean=mean, largest=largest)
-    export(wrapped, first, folder, input_names=["pixel_values"], output_names=outputs.split())
+    names = ["pixel_values", "pixel_mask"] if masked else ["pixel_values"]
+    given = processor(images=photos[0], return_tensors="pt")
+    export(wrapped, tuple(given[name] for name in names), folder, input_names=names, output_names=outputs.split())
     mend(folder / "net.onnx")
     net.config.architectures = [type(net).__name__]
     net.config.save_pretrained(folder)
@@ -269,6 +273,13 @@ def detr() -> tuple[Any, Any]:
 
     config = DetrConfig(use_timm_backbone=False, backbone=None, backbone_config=_resnet(), **QUERIES, **LABELS)
     return DetrForObjectDetection(config), DetrImageProcessor(size={"height": 128, "width": 160}, do_pad=False)
+
+
+def padded_detr() -> tuple[Any, Any]:
+    from transformers import DetrImageProcessor
+
+    size, padded = {"shortest_edge": 160, "longest_edge": 160}, {"height": 160, "width": 160}
+    return detr()[0], DetrImageProcessor(size=size, pad_size=padded)
 
 
 def conditional_detr() -> tuple[Any, Any]:
@@ -608,6 +619,10 @@ CASES: dict[str, Callable[[Path, list[Image.Image]], Answers]] = {
     ),
     "transformers-detr": partial(
         transformers, make=detr, task="boxes", heads="class_labels_classifier", outputs="logits pred_boxes"
+    ),
+    "transformers-detr-mask": partial(
+        transformers, make=padded_detr, task="boxes", heads="class_labels_classifier", outputs="logits pred_boxes",
+        masked=True,
     ),
     "transformers-conditional-detr": partial(
         transformers, make=conditional_detr, task="boxes", heads="class_labels_classifier", outputs="logits pred_boxes"

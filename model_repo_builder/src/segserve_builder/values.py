@@ -307,7 +307,8 @@ class Queries:
 
     `logits` float32 (Q, C + 1), the last class is "nothing"; with `sigmoid` (Q, C), each class by itself. `masks`
     float32 (Q, h, w) are logits over the network's whole input; `boxes` float32 (Q, 4) as cx cy w h in parts of the
-    network's input. `things` are the ids of the classes whose objects are counted.
+    network's input, or with `within_image` of the image in it. `things` are the ids of the classes whose objects are
+    counted.
     """
 
     logits: Float32
@@ -316,6 +317,7 @@ class Queries:
     things: frozenset[int]
     transform: ResizeTransform
     sigmoid: bool = False
+    within_image: bool = False
 
 
 @dataclass(frozen=True, slots=True)

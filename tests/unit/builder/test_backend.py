@@ -155,11 +155,11 @@ class RecordedSession:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def run_each(self, batches: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
-        self.batches.append(sum(map(len, batches)))
-        if any((batch[:, 0, 0, 0] == 13).any() for batch in batches):
+    def run_each(self, batches: Sequence[Sequence[NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        self.batches.append(sum(len(batch) for (batch,) in batches))
+        if any((batch[:, 0, 0, 0] == 13).any() for (batch,) in batches):
             raise RuntimeError("unlucky")
-        return [{"y": batch.astype(np.float32)} for batch in batches]
+        return [{"y": batch.astype(np.float32)} for (batch,) in batches]
 
 
 @pytest.fixture

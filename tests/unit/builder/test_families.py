@@ -63,13 +63,6 @@ def test_an_input_that_is_no_image_is_refused(image: TensorSpec, says: str) -> N
         semantic(image)
 
 
-def test_a_network_with_a_second_input_is_refused() -> None:
-    signature = NetworkSignature((GREY, TensorSpec("orig_size", "INT64", (None, 2))), (LOGITS,))
-
-    with pytest.raises(SignatureError, match=r"has 2 inputs: 'image' UINT8.*'orig_size'.*expected one, the image"):
-        FAMILIES["semantic-logits"].network_io(signature, pipeline("semantic-logits", 2))
-
-
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_fixed_batch_of_one_is_enough_for_any_batch_size(batch: int) -> None:
     image = TensorSpec("x", "FP32", (1, 1, 8, 8))

@@ -80,7 +80,7 @@ print("limit", limit_allocations())
 for size in map(int, sys.argv[4:]):
     if sys.argv[3] != "1":
         try:
-            session.run_each([np.ones((1, 1, size, size), np.float32)] * int(sys.argv[3]))
+            session.run_each([[np.ones((1, 1, size, size), np.float32)]] * int(sys.argv[3]))
         except MemoryError:
             pass
     try:

@@ -73,7 +73,7 @@ def test_an_image_gets_the_answer_in_any_batch_that_it_gets_alone(
     alone = [session.run(image)["y"] for image in images]
 
     for count in (2, 4, 7, 11):
-        answers = [answer["y"] for answer in session.run_each(images[:count])]
+        answers = [answer["y"] for answer in session.run_each([(image,) for image in images[:count]])]
         assert all(map(np.array_equal, answers, alone[:count]))
 
 

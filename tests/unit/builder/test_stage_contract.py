@@ -45,7 +45,7 @@ from segserve_builder.values import (
 
 CALLED = PREPROCESS | POSTPROCESS
 STAGES = CALLED | INFERENCE
-SHARED = {"base", "signature"}
+SHARED = {"base", "network_inputs", "signature"}
 OPTIONS = {Resize: {"mode": "letterbox", "size": 8}}  # of stages whose required options depend on each other
 
 

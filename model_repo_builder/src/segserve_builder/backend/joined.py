@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -17,10 +17,13 @@ from segserve_builder.backend.responses import SentRequest, StepFailure, failure
 from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, limit_allocations, return_freed_memory
 from segserve_builder.steps.image_session import ImageSession, Places, Turns
-from segserve_builder.steps.public_outputs import GEOMETRY, NETWORK_INPUT, network_output
+from segserve_builder.steps.public_outputs import GEOMETRY, NETWORK_INPUT, extra_input, network_output
 from segserve_builder.steps.session import Arena, InputMemoryError
 from segserve_builder.steps.step_options import PipelineOptions
 from segserve_builder.values import ResizeTransform
+
+Run: TypeAlias = Callable[[NDArray[Any], Sequence[NDArray[Any]]], dict[str, NDArray[Any]]]
+"""Runs a network over one image and its inputs beside it, each a batch of one."""
 
 
 class JoinedSteps:
@@ -29,6 +32,7 @@ class JoinedSteps:
     def __init__(self, options: PipelineOptions, network: Path, instances: int) -> None:
         """Load the network's file, for at most so many images at a time."""
         self._layout = options.net.layout
+        self._extras = len(options.net.extra or ())
         self._pre, self._post = pre.TritonPythonModel(), post.TritonPythonModel()
         self._pre.open(options.pre)
         self._session = ImageSession(network, options.net)
@@ -63,7 +67,7 @@ class JoinedSteps:
     def _answered_in_turn(self, request: SentRequest) -> dict[str, NDArray[Any]]:
         try:
             with self._turns.beside() as running:
-                return self.answered(request, lambda image: self._session.run(image, running))
+                return self.answered(request, lambda image, extra: self._session.run(image, running, extra))
         except _NoMemoryError:
             pass
         # An image must not depend on what runs beside it.
@@ -71,23 +75,20 @@ class JoinedSteps:
             self.free()
             return self.answered(request, self._session.run_alone)
 
-    def answered(
-        self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
-    ) -> dict[str, NDArray[Any]]:
+    def answered(self, request: SentRequest, run: Run) -> dict[str, NDArray[Any]]:
         """Return the public outputs that a request requires; `run` runs the network over one image."""
         tensors, outputs = self.run_network(request, run)
         tensors |= {network_output(name): array for name, array in outputs.items()}
         return self.postprocessed(replace(request, tensors={**request.tensors, **tensors}))
 
-    def run_network(
-        self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    def run_network(self, request: SentRequest, run: Run) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Return what passes from the first step to the last, and the network's outputs, both by name."""
         with spans("pre", request.parents), self.described(lambda: pre.describe(request)):
             tensors = self._pre.answer(request)
         given = tensors.pop(NETWORK_INPUT)
+        extra = [tensors.pop(extra_input(place)) for place in range(self._extras)]
         with spans("network", request.parents), self.described(lambda: described_input(given, self._layout)):
-            return tensors, self._outputs(given, run)
+            return tensors, self._outputs(given, extra, run)
 
     def postprocessed(self, after: SentRequest) -> dict[str, NDArray[Any]]:
         """Return the public outputs of a request that has the network's outputs beside its own tensors."""
@@ -99,13 +100,11 @@ class JoinedSteps:
             return_freed_memory()
         return answer
 
-    def _outputs(
-        self, given: NDArray[Any], run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
-    ) -> dict[str, NDArray[Any]]:
+    def _outputs(self, given: NDArray[Any], extra: Sequence[NDArray[Any]], run: Run) -> dict[str, NDArray[Any]]:
         from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
         try:
-            return run(given)
+            return run(given, extra)
         except InvalidArgument as error:  # a shape or type that is not allowed
             raise BadImageError(str(error)) from error
 

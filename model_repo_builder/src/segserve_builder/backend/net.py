@@ -14,7 +14,7 @@ from segserve_builder.backend.responses import error_response, input_array, resp
 from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, keep_freed_memory, limit_allocations
 from segserve_builder.steps.inference import Layout
-from segserve_builder.steps.session import NetworkSession
+from segserve_builder.steps.session import Inputs, NetworkSession
 from segserve_builder.steps.step_options import MODEL_FILE, NetOptions
 
 
@@ -28,6 +28,7 @@ class TritonPythonModel:
         """Load the network."""
         keep_freed_memory()
         self._options = NetOptions.from_model_config(args["model_config"])
+        self._inputs = (self._options.input, *(self._options.extra or ()))
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"]) if args.get("model_instance_kind") == "GPU" else None
         self._session = NetworkSession(folder / MODEL_FILE, self._options, shared=self._shared, gpu=gpu)
@@ -38,28 +39,33 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response per request, in order."""
-        given = [(request.request_id(), input_array(request, self._options.input)) for request in requests]
+        given = [(request.request_id(), self._present(request)) for request in requests]
         responses: list[Any] = []
-        with batch_spans(requests, sum(len(array) for _, array in given if array is not None)):
-            for _, group in groupby(given, key=lambda each: None if each[1] is None else each[1].shape[1:]):
+        with batch_spans(requests, sum(len(arrays[0]) for _, arrays in given if arrays)):
+            for _, group in groupby(given, key=lambda each: [array.shape[1:] for array in each[1]]):
                 responses += self._answer_together(list(group))
         return responses
 
-    def _answer_together(self, given: list[tuple[str, NDArray[Any] | None]]) -> list[Any]:
-        present = [array for _, array in given if array is not None]
+    def _present(self, request: Any) -> Inputs:
+        found = (input_array(request, name) for name in self._inputs)
+        return [array for array in found if array is not None]
+
+    def _answer_together(self, given: list[tuple[str, Inputs]]) -> list[Any]:
+        present = [arrays for _, arrays in given if len(arrays) == len(self._inputs)]
         if len(present) == len(given):
             try:
                 return [response(outputs) for outputs in self._session.run_each(present)]
             except Exception as error:
                 if len(given) == 1:
-                    return [error_response(self._blamed(error, present[0]), given[0][0])]
+                    return [error_response(self._blamed(error, present[0][0]), given[0][0])]
         # One of them may have made the others fail, so each is run by itself.
         return [self._answer_alone(*each) for each in given]
 
-    def _answer_alone(self, request_id: str, array: NDArray[Any] | None) -> Any:
-        if array is None:
-            return error_response(BadImageError(f"the input {self._options.input!r} is missing"))
-        return self._answer_together([(request_id, array)])[0]
+    def _answer_alone(self, request_id: str, arrays: Inputs) -> Any:
+        if len(arrays) < len(self._inputs):
+            names = ", ".join(map(repr, self._inputs))
+            return error_response(BadImageError(f"an input is missing; the network takes {names}"))
+        return self._answer_together([(request_id, arrays)])[0]
 
     def _blamed(self, error: Exception, given: NDArray[Any]) -> Exception:
         """Return `error` as the caller's fault if the input is too large, or of a shape or type that is not allowed."""

@@ -12,7 +12,7 @@ from segserve_builder.backend.responses import input_array, respond
 from segserve_builder.memory import InstanceMemory, keep_freed_memory
 from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.preprocess import Preprocess
-from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT
+from segserve_builder.steps.public_outputs import GEOMETRY, GUIDE, NETWORK_INPUT, extra_input
 from segserve_builder.steps.step_options import PreOptions
 
 
@@ -30,7 +30,13 @@ class TritonPythonModel:
         network, layout = options.network_input, options.layout
         self._is_first = True
         self._preprocess = Preprocess(
-            options.preprocess, options.input, network, layout, guided=options.guided, measures=options.measures
+            options.preprocess,
+            options.input,
+            network,
+            layout,
+            guided=options.guided,
+            measures=options.measures,
+            extra=options.extra or (),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -47,6 +53,7 @@ class TritonPythonModel:
             NETWORK_INPUT: network_input.tensor,
             GEOMETRY.name: np.array(network_input.transform.to_numbers(), np.int32),
         }
+        tensors |= {extra_input(place): array for place, array in enumerate(network_input.extra)}
         if network_input.guide is not None:
             tensors[GUIDE.name] = network_input.guide
         if network_input.statistics is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from segserve_builder.backend import pre
 from segserve_builder.backend.batch_spans import spans
-from segserve_builder.backend.joined import JoinedSteps
+from segserve_builder.backend.joined import JoinedSteps, Run
 from segserve_builder.backend.responses import SentRequest, input_array, parameters_of
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.memory import allow_total, available_bytes, total_allowed
@@ -67,9 +66,7 @@ class PromptedSteps(JoinedSteps):
         self._decoder.close()
         self._embeddings.clear()
 
-    def answered(
-        self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
-    ) -> dict[str, NDArray[Any]]:
+    def answered(self, request: SentRequest, run: Run) -> dict[str, NDArray[Any]]:
         """Return the public outputs that a request requires; `run` runs the encoder over one image."""
         parameters = parameters_of(request)
         for name in ("score_threshold", "max_detections"):
@@ -96,9 +93,7 @@ class PromptedSteps(JoinedSteps):
             answer[LOGITS.name] = decoded[self._logits][0] if wanted else empty(LOGITS)
         return answer
 
-    def _embedding(
-        self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
-    ) -> tuple[str, Embedding]:
+    def _embedding(self, request: SentRequest, run: Run) -> tuple[str, Embedding]:
         """Return a request's image by its id, which is empty if it is not kept, and its embedding."""
         given = input_array(request, EMBEDDING.name)
         images = [array for each in _IMAGES if (array := input_array(request, each)) is not None]
@@ -120,7 +115,7 @@ class PromptedSteps(JoinedSteps):
             name = ""
         return name, _without_times(embedding) if is_known else embedding
 
-    def _encoded(self, request: SentRequest, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]) -> Embedding:
+    def _encoded(self, request: SentRequest, run: Run) -> Embedding:
         tensors, outputs = self.run_network(request, run)
         # What another run of the session overwrites is not kept.
         return Embedding({each: np.array(outputs[each]) for each in self._encoder_outputs}, tensors[GEOMETRY.name])

@@ -19,8 +19,8 @@ from segserve_builder.families.base import (
     described,
     described_all,
     float_output,
-    image_input,
 )
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.stages.decode_anchors import DecodeAnchors
 from segserve_builder.stages.nms import Nms
 from segserve_builder.values import Anchors, ResizeTransform, ValueType

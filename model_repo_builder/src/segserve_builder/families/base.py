@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -62,18 +62,25 @@ class NetworkIO:
     """The tensors of a network that a family uses: its image input, and its outputs in the family's order.
 
     Shapes have the batch first. If the file's outputs have no batch (`batched` is False), the network runs one image
-    at a time, and a batch of one is prepended to each.
+    at a time, and a batch of one is prepended to each. `extra` are the inputs beside the image, None without any: steps
+    of such networks then keep their names, which are digests.
     """
 
     input: TensorSpec
     layout: Literal["NCHW", "NHWC"]
     outputs: tuple[TensorSpec, ...]
     batched: bool = True
+    extra: tuple[TensorSpec, ...] | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The image and the inputs beside it."""
+        return (self.input, *(self.extra or ()))
 
     @property
     def has_free_batch(self) -> bool:
         """Whether the network runs any number of images at once."""
-        return self.batched and all(tensor.shape[0] is None for tensor in (self.input, *self.outputs))
+        return self.batched and all(tensor.shape[0] is None for tensor in (*self.inputs, *self.outputs))
 
 
 class PipelineStage(Protocol):
@@ -276,27 +283,6 @@ def described_all(tensors: Iterable[TensorSpec]) -> str:
     return ", ".join(described(tensor) for tensor in tensors) or "none"
 
 
-def image_input(
-    signature: NetworkSignature, model: ModelContext, *, may_be_single: bool = False
-) -> tuple[TensorSpec, Literal["NCHW", "NHWC"]]:
-    """Return the one image input and its layout.
-
-    With `may_be_single` it may lack the batch, as in detectors exported for one image; a batch of one is prepended.
-    Raises `SignatureError` if there is no such input.
-    """
-    if len(signature.inputs) != 1:
-        inputs = described_all(signature.inputs)
-        raise SignatureError(f"the network has {len(signature.inputs)} inputs: {inputs}; expected one, the image")
-    tensor = signature.inputs[0]
-    if may_be_single and len(tensor.shape) == 3:
-        tensor = replace(tensor, shape=(1, *tensor.shape))
-    if tensor.dtype not in IMAGE_DTYPES:
-        raise SignatureError(f"input {described(tensor)}: allowed dtypes are {', '.join(IMAGE_DTYPES)}")
-    layout = _layout(tensor, model)
-    check_batch("input", tensor)
-    return tensor, layout
-
-
 def float_output(tensor: TensorSpec, rank: int, shape: str) -> TensorSpec:
     """Return `tensor`, an FP32 output of `rank` dimensions; `shape` names the dimensions in errors.
 
@@ -380,19 +366,3 @@ def check_batch(kind: str, tensor: TensorSpec) -> None:
     """
     if tensor.shape[0] not in (None, 1):
         raise SignatureError(f"{kind} {described(tensor)}: the batch size must be free or 1; it is {tensor.shape[0]}")
-
-
-def _layout(tensor: TensorSpec, model: ModelContext) -> Literal["NCHW", "NHWC"]:
-    colour = model.input.colour
-    channels = CHANNELS[colour]
-    if len(tensor.shape) == 4:
-        if tensor.shape[1] == channels:
-            return "NCHW"
-        if tensor.shape[3] == channels:
-            return "NHWC"
-        if tensor.shape[1] is None and tensor.shape[3] not in CHANNELS.values():
-            return "NCHW"
-    raise SignatureError(
-        f"input {described(tensor)}: for colour {colour} the shape must be "
-        f"[batch, {channels}, height, width] or [batch, height, width, {channels}]"
-    )

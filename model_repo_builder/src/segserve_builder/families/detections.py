@@ -22,8 +22,8 @@ from segserve_builder.families.base import (
     check_probabilities,
     described,
     described_all,
-    image_input,
 )
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.stages.keypoints import Keypoints
 from segserve_builder.stages.paste_masks import PasteMasks
 from segserve_builder.stages.score_threshold import ScoreThreshold

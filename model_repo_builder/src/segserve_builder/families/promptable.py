@@ -24,8 +24,8 @@ from segserve_builder.families.base import (
     check_batch,
     described,
     described_all,
-    image_input,
 )
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.values import Float32, Instances, ResizeTransform, ValueType
 
 if TYPE_CHECKING:

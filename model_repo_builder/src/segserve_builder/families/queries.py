@@ -25,9 +25,9 @@ from segserve_builder.families.base import (
     described,
     described_all,
     float_output,
-    image_input,
     thing_ids,
 )
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.stages.detection_queries import DetectionQueries
 from segserve_builder.stages.instance_queries import InstanceQueries
 from segserve_builder.stages.panoptic_queries import PanopticQueries
@@ -60,8 +60,9 @@ class QueryOutput:
 class QueryFamily(Family):
     """FP32 outputs with a row for each query: class logits, the last class "nothing", with masks or boxes or both.
 
-    With `sigmoid` each class is by itself, and none is "nothing". Boxes are cx cy w h relative to the input. Further
-    outputs are ignored: outputs are found by transformers' names or aliases, or else by their shapes.
+    With `sigmoid` each class is by itself, and none is "nothing". Boxes are cx cy w h relative to the input, or to the
+    image in it if the network gets a mask of the padding. Further outputs are ignored: outputs are found by
+    transformers' names or aliases, or else by their shapes.
     """
 
     gives: ValueType = ValueType.QUERIES

@@ -18,9 +18,9 @@ from segserve_builder.families.base import (
     check_grid,
     check_left_out,
     described_all,
-    image_input,
     thing_ids,
 )
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.families.semantic_logits import SEMANTIC_LOGITS
 from segserve_builder.sampling import axes
 from segserve_builder.values import LabelMap, Logits, ResizeTransform, ValueType

@@ -26,9 +26,9 @@ from segserve_builder.families.base import (
     described,
     described_all,
     float_output,
-    image_input,
     thing_ids,
 )
+from segserve_builder.families.network_inputs import image_input, image_tensor
 from segserve_builder.stages.argmax import Argmax
 from segserve_builder.stages.multi_label import MultiLabel
 from segserve_builder.values import Float32, Logits, ResizeTransform, ValueType
@@ -99,7 +99,7 @@ class SemanticLogits(Family):
         if output is None:
             return None
         _, first, _, last = network.shape(output)
-        image, colours = network.signature.inputs[0].shape, CHANNELS.values()
+        image, colours = image_tensor(network.signature).shape, CHANNELS.values()
         beside_such_images = image[-1] in colours and image[1] not in colours
         is_last = beside_such_images and last is not None and (first is None or first >= last)
         channels = last if is_last else first

@@ -30,8 +30,8 @@ from segserve_builder.families.base import (
     described,
     described_all,
     float_output,
-    image_input,
 )
+from segserve_builder.families.network_inputs import image_input, image_tensor
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.fill_boxes import FillBoxes
 from segserve_builder.stages.keypoints import Keypoints
@@ -393,7 +393,7 @@ def _by_rank(network: InspectedNetwork, rank: int) -> list[TensorSpec]:
 
 def _cells_of(network: InspectedNetwork) -> int | None:
     """Return the number of cells of YOLOX's grids over the network's input, None if its size is free."""
-    shape = network.signature.inputs[0].shape
+    shape = image_tensor(network.signature).shape
     height, width = shape[1:3] if shape[-1] in CHANNELS.values() else shape[2:4]
     if height is None or width is None:
         return None

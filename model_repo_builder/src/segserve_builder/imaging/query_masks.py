@@ -64,6 +64,8 @@ def corners(queries: Queries) -> Float32:
         raise SignatureError("the network's queries have masks but no boxes; use panopticQueries")
     centre, half = boxes[:, :2], boxes[:, 2:] * np.float32(0.5)
     relative = np.concatenate([centre - half, centre + half], axis=1)
+    if queries.within_image:
+        return np.asarray(relative * np.array([p.width, p.height] * 2, np.float32), np.float32)
     x_scale, y_scale = p.scale
     size = np.array([p.input_width * x_scale, p.input_height * y_scale] * 2, np.float32)
     shift = np.array([p.left * x_scale, p.top * y_scale] * 2, np.float32)

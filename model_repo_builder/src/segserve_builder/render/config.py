@@ -20,6 +20,7 @@ from segserve_builder.steps.public_outputs import (
     NETWORK_INPUT,
     SCORED,
     Task,
+    extra_input,
     network_output,
     public_inputs,
     public_outputs,
@@ -59,10 +60,9 @@ def preprocess_config(options: PreOptions, instances: int) -> Any:
     """Return the step from IMAGE or PIXELS to the network's input and GEOMETRY, yet unnamed."""
     config = _python_step(options, instances=instances)
     _add_inputs(config, public_inputs(options.input), optional=True)
-    _add_outputs(
-        config,
-        [_renamed(options.network_input, NETWORK_INPUT, free_batch=True), *_facts(options.guided, options.measures)],
-    )
+    extra = [_renamed(tensor, extra_input(place), free_batch=True) for place, tensor in enumerate(options.extra or ())]
+    given = _renamed(options.network_input, NETWORK_INPUT, free_batch=True)
+    _add_outputs(config, [given, *extra, *_facts(options.guided, options.measures)])
     return config
 
 
@@ -91,7 +91,7 @@ def network_config(
             # It runs an image on each: more of them at a time would only hold memory.
             config.dynamic_batching.preferred_batch_size.append(target.cpus)
     else:
-        for tensor in (*(config.input if single else ()), *(() if io.batched else config.output)):
+        for tensor in (*(config.input[:1] if single else ()), *(() if io.batched else config.output)):
             tensor.reshape.shape.extend(tensor.dims[1:])
     if on_gpu:
         _add_warmup(config)
@@ -178,13 +178,15 @@ def ensemble_config(
         config.parameters[CONDITIONAL].string_value = canonical_json(list(conditional))
     raw = {tensor.name: network_output(tensor.name) for tensor in io.outputs}
     facts = [tensor.name for tensor in _facts(pipeline.needs_guide, measures)]
-    _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *facts]))
+    given = [io.inputs, () if second is None else second[1].inputs]
+    extra = [extra_input(place) for place in range(sum(len(each[1:]) for each in given))]
+    _add_step(config, pre, _same(tensor.name for tensor in inputs), _same([NETWORK_INPUT, *extra, *facts]))
     chosen = [_chosen_network(members, number) for number in range(1 if second is None else 2)]
-    _add_step(config, net, {io.input.name: NETWORK_INPUT}, raw | chosen[0])
+    _add_step(config, net, _fed(given[0], extra), raw | chosen[0])
     wired = _same([*raw.values(), *facts])
     if second is not None:
         found = {tensor.name: second_output(tensor.name) for tensor in second[1].outputs}
-        _add_step(config, second[0], {second[1].input.name: NETWORK_INPUT}, found | chosen[1])
+        _add_step(config, second[0], _fed(given[1], extra[len(given[0]) - 1 :]), found | chosen[1])
         wired |= _same(found.values())
     if members is not None:
         # Triton refuses a tensor that nothing takes. The network's step never gives those that select its member.
@@ -236,7 +238,7 @@ def network_alias_config(name: str, pipeline: Pipeline, io: NetworkIO, net: str,
     """Return the ensemble `name` of only the network step, batched as that is."""
     config = _ensemble(pipeline.revision, name)
     _add_network_tensors(config, io, pipeline.runtime, native=native)
-    _add_step(config, net, _same([io.input.name]), _same(tensor.name for tensor in io.outputs))
+    _add_step(config, net, _same(tensor.name for tensor in io.inputs), _same(tensor.name for tensor in io.outputs))
     return config
 
 
@@ -299,11 +301,13 @@ def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: R
             settings |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
             if options.precision is not None:
                 settings["precision_mode"] = options.precision.upper()
-            if io.has_free_batch and None not in io.input.shape[1:]:
+            if io.has_free_batch and not any(None in tensor.shape[1:] for tensor in io.inputs):
                 # One engine for all batches; without a profile TensorRT builds one for each shape that comes.
                 sizes = {"min": 1, "opt": options.max_batch_size, "max": options.max_batch_size}
                 settings |= {
-                    f"trt_profile_{name}_shapes": f"{io.input.name}:{'x'.join(map(str, (size, *io.input.shape[1:])))}"
+                    f"trt_profile_{name}_shapes": ",".join(
+                        f"{tensor.name}:{'x'.join(map(str, (size, *tensor.shape[1:])))}" for tensor in io.inputs
+                    )
                     for name, size in sizes.items()
                 }
             accelerators.gpu_execution_accelerator.add(name="tensorrt").parameters.update(settings)
@@ -313,11 +317,11 @@ def _native_step(options: NetOptions, io: NetworkIO, runtime: Runtime, target: R
 def _add_network_tensors(config: Any, io: NetworkIO, runtime: Runtime, *, native: bool) -> None:
     """Add a network's tensors and its batch size; a native network whose file fixes the batch has no batch size."""
     if native and not io.has_free_batch:
-        _add_inputs(config, [io.input])
+        _add_inputs(config, io.inputs)
         _add_outputs(config, io.outputs)
         return
     config.max_batch_size = runtime.max_batch_size
-    _add_inputs(config, [_without_batch(io.input)])
+    _add_inputs(config, map(_without_batch, io.inputs))
     _add_outputs(config, map(_without_batch, io.outputs))
 
 
@@ -333,15 +337,15 @@ def _add_warmup(config: Any) -> None:
 
     A GPU prepares its kernels for each shape; a proof reaches one instance, with one image.
     """
-    (image,) = config.input
-    if -1 in image.dims:
+    if any(-1 in tensor.dims for tensor in config.input):
         return
     largest = max(config.max_batch_size, 1)
     for size in sorted({2**power for power in range(largest.bit_length())} | {largest}):
         sample = config.model_warmup.add(name=f"batch of {size}", batch_size=size)
-        tensor = sample.inputs[image.name]
-        tensor.data_type, tensor.zero_data = image.data_type, True
-        tensor.dims.extend(image.dims)
+        for given in config.input:
+            tensor = sample.inputs[given.name]
+            tensor.data_type, tensor.zero_data = given.data_type, True
+            tensor.dims.extend(given.dims)
 
 
 def _ensemble(revision: str, name: str = "") -> Any:
@@ -355,6 +359,11 @@ def _add_step(config: Any, name: str, inputs: Mapping[str, str], outputs: Mappin
     step = config.ensemble_scheduling.step.add(model_name=name, model_version=VERSION)
     step.input_map.update(inputs)
     step.output_map.update(outputs)
+
+
+def _fed(inputs: Sequence[TensorSpec], extra: Sequence[str]) -> dict[str, str]:
+    """Return the tensors between the steps that a network's inputs get, by the inputs' names."""
+    return dict(zip((tensor.name for tensor in inputs), (NETWORK_INPUT, *extra), strict=False))
 
 
 def _facts(guided: bool, measures: bool) -> tuple[TensorSpec, ...]:

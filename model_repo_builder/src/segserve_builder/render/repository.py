@@ -15,6 +15,7 @@ from pathlib import Path
 
 from segserve_builder.errors import StepConflictError, UnknownNameError, writing
 from segserve_builder.families import FAMILIES
+from segserve_builder.families.network_inputs import image_tensor
 from segserve_builder.render.target import EMBEDDED, RenderTarget
 from segserve_builder.render.tree import (
     CONFIG_FILE,
@@ -79,7 +80,7 @@ def _read(pipeline: Pipeline, file: Path) -> Network:
         raise UnknownNameError("family", pipeline.family, FAMILIES)
     signature = read_signature(file)
     io = network_io(pipeline, signature)
-    return Network(io, file, single=len(signature.inputs[0].shape) < len(io.input.shape))
+    return Network(io, file, single=len(image_tensor(signature).shape) < len(io.input.shape))
 
 
 def publish_tree(tree: Tree, repository: Path) -> None:

@@ -19,7 +19,7 @@ from segserve_builder.spec.names import canonical_json, network_alias, step_name
 from segserve_builder.steps.cascade import check_cascade
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.postprocess import check_postprocess
-from segserve_builder.steps.preprocess_rules import check_network_input, check_preprocess, common_input
+from segserve_builder.steps.preprocess_rules import check_network_input, check_preprocess, common_io
 from segserve_builder.steps.public_outputs import Task
 from segserve_builder.steps.step_options import (
     DECODER_FILE,
@@ -178,7 +178,7 @@ def _tier(
     conditional: tuple[str, ...] = (),
 ) -> _Tier:
     io = first.io
-    given = io if second is None else replace(io, input=common_input(io, second.io))
+    given = io if second is None else common_io(io, second.io)
     task = _checked(pipeline, given)
     post = PostOptions.of(pipeline, io, None if second is None else second.io, metrics)
     post = post.model_copy(update={"revision": revision, "heavy": heavy})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,20 +41,20 @@ class ImageSession:
         self._allowance = WeightsAllowance(path)
         self._is_too_large = False
 
-    def run(self, image: NDArray[Any], running: int) -> dict[str, NDArray[Any]]:
+    def run(self, image: NDArray[Any], running: int, extra: Sequence[NDArray[Any]] = ()) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for one image, while so many run.
 
-        `image` is shaped and typed as the network's input. Raises `InputMemoryError` if memory did not suffice
+        `image` and `extra` are as for `NetworkSession.run`. Raises `InputMemoryError` if memory did not suffice
         for such an image alone, and another `MemoryError` if it does not for all that run.
         """
         self._wide.check_size(image)
         few = self._cores == 1 or 2 * running <= self._cores
         session = self._wide if few else self._of_one_thread() or self._wide
-        return session.run_beside_others(image)
+        return session.run_beside_others(image, extra)
 
-    def run_alone(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def run_alone(self, image: NDArray[Any], extra: Sequence[NDArray[Any]] = ()) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for one image while no other runs; raises `MemoryError`."""
-        return self._wide.run(image)
+        return self._wide.run(image, extra)
 
     def close(self) -> None:
         """Give all memory back until the next run; no image may run."""

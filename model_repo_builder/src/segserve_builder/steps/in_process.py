@@ -17,7 +17,7 @@ from segserve_builder.steps.out_of_distribution import score_of
 from segserve_builder.steps.pipeline import Cascade, Pipeline
 from segserve_builder.steps.postprocess import Postprocess, check_postprocess
 from segserve_builder.steps.preprocess import NetworkInput, Preprocess
-from segserve_builder.steps.preprocess_rules import common_input
+from segserve_builder.steps.preprocess_rules import common_io
 from segserve_builder.steps.prompts import NO_PROMPT, PromptDecoder, PromptInputs
 from segserve_builder.steps.public_outputs import PUBLIC_OUTPUTS
 from segserve_builder.steps.session import NetworkSession
@@ -51,7 +51,7 @@ class InProcessModel:
         given, second_io, self._second = io, None, None
         if pipeline.second is not None and second is not None:
             second_io, self._second = _loaded(pipeline.second, second, engine, gpu)
-            given = replace(io, input=common_input(io, second_io))
+            given = common_io(io, second_io)
         check_cascade(pipeline)
         self.task = check_postprocess(pipeline)
         self.pipeline, self.artifact = pipeline, artifact
@@ -64,7 +64,9 @@ class InProcessModel:
             io.layout,
             guided=pipeline.needs_guide,
             measures=pipeline.scores_detail,
+            extra=given.extra or (),
         )
+        self._extras = len(io.extra or ())
         self._unlike = pipeline.out_of_distribution
         self._decoder = None
         if decoder is not None:
@@ -81,11 +83,12 @@ class InProcessModel:
 
         Dtypes and shapes are as the network's file declares them.
         """
-        return self._network.run(given.tensor)
+        return self._network.run(given.tensor, given.extra[: self._extras])
 
     def feeds(self, image: bytes) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that the network's file gets for one encoded image, as it declares them."""
-        return self._network.feeds(self.network_input(image).tensor)
+        given = self.network_input(image)
+        return self._network.feeds(given.tensor, given.extra[: self._extras])
 
     def answer(
         self,
@@ -135,7 +138,7 @@ class InProcessModel:
     ) -> dict[str, NDArray[Any]]:
         if self._decoder is not None:
             raw = self._decoder(raw, prompt, given.transform)
-        second = None if self._second is None else self._second.run(given.tensor)
+        second = None if self._second is None else self._second.run(given.tensor, given.extra[self._extras :])
         return self._postprocess(raw, given.transform, request, outputs, given.guide, second, observe=observe)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from segserve_builder.errors import PipelineError, SignatureError
 from segserve_builder.families import FAMILIES
-from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec
+from segserve_builder.families.base import NetworkIO, NetworkSignature, TensorSpec, described_all
+from segserve_builder.families.network_inputs import extra_inputs
 from segserve_builder.families.promptable import DecoderIO, PromptableFamily
 from segserve_builder.stages.base import Stage
 from segserve_builder.stages.tile import TiledInference
@@ -36,7 +37,8 @@ def network_io(pipeline: Pipeline, signature: NetworkSignature) -> NetworkIO:
             "runtime.precision int8 needs QuantizeLinear pairs of INT8 with zero points of 0, and the file has "
             f"{signature.quantisation or 'no'} pairs: `segserve export --precision int8` makes them for engine tensorrt"
         )
-    return with_inference(pipeline, FAMILIES[pipeline.family].network_io(signature, pipeline))
+    io = FAMILIES[pipeline.family].network_io(signature, pipeline)
+    return with_inference(pipeline, replace(io, extra=extra_inputs(signature) or None))
 
 
 def decoder_io(pipeline: Pipeline, signature: NetworkSignature, encoder: NetworkIO) -> DecoderIO:
@@ -67,6 +69,10 @@ def with_inference(pipeline: Pipeline, io: NetworkIO) -> NetworkIO:
         raise PipelineError(f"inference is tta, tile, or tta and then tile; got {', '.join(names)}")
     if not io.batched:
         raise PipelineError(f"inference {names[0]!r} needs a network whose outputs have a batch")
+    if io.extra is not None:
+        raise PipelineError(
+            f"inference {names[0]!r} cuts or turns the image; the network also has {described_all(io.extra)}"
+        )
     fixed = _size(io.input, io.layout)
     for stage in steps:
         _check_size(stage, fixed, tiled="tile" in names)

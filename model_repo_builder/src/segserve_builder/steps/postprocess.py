@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from segserve_builder.errors import BadImageError, NonFiniteError, PipelineError, UnknownNameError
 from segserve_builder.families import FAMILIES
 from segserve_builder.families.base import Family, NetworkIO
+from segserve_builder.families.network_inputs import PIXEL_MASK
 from segserve_builder.families.promptable import MOST_MASKS, PromptableFamily
 from segserve_builder.spec.model_spec import Output
 from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER, listed_outputs
@@ -22,7 +23,7 @@ from segserve_builder.steps.out_of_distribution import check_score
 from segserve_builder.steps.pipeline import Pipeline, named_postprocess
 from segserve_builder.steps.public_outputs import SCORED, Task, empty, public_outputs
 from segserve_builder.steps.streams import Frame, smoothing_of
-from segserve_builder.values import Candidates, Instances, KeypointDetections, ResizeTransform, ValueType
+from segserve_builder.values import Candidates, Instances, KeypointDetections, Queries, ResizeTransform, ValueType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,6 +131,7 @@ class _Reader:
         self._family = _family(pipeline)
         self._stages = postprocess_stages(pipeline)
         self._outputs = tuple(tensor.name for tensor in io.outputs)
+        self._is_masked = any(tensor.name.lower() == PIXEL_MASK for tensor in io.extra or ())
 
     def __call__(
         self,
@@ -142,6 +144,9 @@ class _Reader:
     ) -> Any:
         raw = {name: _finite(name, outputs[name]) for name in self._outputs}
         value: Any = self._family.read(raw, transform, self._pipeline)
+        if self._is_masked and isinstance(value, Queries):
+            # Networks that get the padding as a mask count positions, and so boxes, without it.
+            value = replace(value, within_image=True)
         for stage in self._stages:
             if stage.needs_guide:
                 value = replace(value, guide=guide)

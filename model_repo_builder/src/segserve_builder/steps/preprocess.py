@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from segserve_builder.errors import BadImageError
 from segserve_builder.families.base import CHANNELS, TensorSpec
+from segserve_builder.families.network_inputs import extra_array
 from segserve_builder.spec.model_spec import Input
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.stages.decode import Decode, decode_of
@@ -36,13 +37,14 @@ class NetworkInput:
 
     `tensor` is a batch of one in the network's dtype and layout, `transform` where the image lies in it, `guide` the
     image within it, without padding, uint8 (inner_height, inner_width, 3), and `statistics` describe the image as
-    decoded, if they were requested.
+    decoded, if they were requested. `extra` are the arrays of the inputs beside the image, each a batch of one.
     """
 
     tensor: NDArray[Any]
     transform: ResizeTransform
     guide: NDArray[np.uint8] | None = None
     statistics: ImageStatistics | None = None
+    extra: tuple[NDArray[Any], ...] = ()
 
 
 class Preprocess:
@@ -60,6 +62,7 @@ class Preprocess:
         *,
         guided: bool = False,
         measures: bool = False,
+        extra: Sequence[TensorSpec] = (),
     ) -> None:
         check_preprocess(steps, spec)
         check_network_input(steps, spec, network, layout)
@@ -80,6 +83,7 @@ class Preprocess:
         self._channels_first = layout == "NCHW"
         self._guided = guided
         self._measures = measures
+        self._extra = extra
 
     def __call__(self, image: bytes | None, pixels: NDArray[Any] | None) -> NetworkInput:
         """Return the network's input.
@@ -96,7 +100,8 @@ class Preprocess:
         tensor = self._tensor(value)
         if self._zeros:
             self._clear_padding(tensor, value.transform)
-        return NetworkInput(tensor[None], value.transform, self._guide(value), statistics)
+        extra = tuple(extra_array(each, value.transform) for each in self._extra)
+        return NetworkInput(tensor[None], value.transform, self._guide(value), statistics, extra)
 
     def _clear_padding(self, tensor: NDArray[Any], place: ResizeTransform) -> None:
         planes = tensor if self._channels_first else np.moveaxis(tensor, 2, 0)

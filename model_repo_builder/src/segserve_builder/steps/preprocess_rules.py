@@ -71,10 +71,11 @@ def check_network_input(steps: Sequence[PipelineStep], spec: Input, network: Ten
             )
 
 
-def common_input(first: NetworkIO, second: NetworkIO) -> TensorSpec:
-    """Return the first network's input with the sizes that only the second one's fixes.
+def common_io(first: NetworkIO, second: NetworkIO) -> NetworkIO:
+    """Return the first network's tensors, with the sizes that only the second one's input fixes.
 
-    Raises `PipelineError` if they cannot take one and the same.
+    The inputs beside the image are the first network's, and then the second's. Raises `PipelineError` if the two cannot
+    take the same image.
     """
     batch, *own = first.input.shape
     others = second.input.shape[1:]
@@ -83,7 +84,8 @@ def common_input(first: NetworkIO, second: NetworkIO) -> TensorSpec:
         observed = " and ".join(f"{io.layout} {io.input.dtype} {list(io.input.shape)}" for io in (first, second))
         raise PipelineError(f"the two networks' inputs are {observed}; they get the same one")
     sizes = (b if a is None else a for a, b in zip(own, others, strict=True))
-    return replace(first.input, shape=(batch, *sizes))
+    extra = (*first.inputs[1:], *second.inputs[1:])
+    return replace(first, input=replace(first.input, shape=(batch, *sizes)), extra=extra or None)
 
 
 def network_size(network: TensorSpec, layout: Layout) -> tuple[int | None, int | None, int | None]:

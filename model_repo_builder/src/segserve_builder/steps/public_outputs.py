@@ -122,6 +122,11 @@ def public_inputs(image: Input, *, prompts: bool = False) -> tuple[TensorSpec, .
     return TensorSpec("IMAGE", "BYTES", (1,)), pixels, *(PROMPT_INPUTS if prompts else ())
 
 
+def extra_input(place: int) -> str:
+    """Name an input beside the image between the steps, by its place among those of all of a model's networks."""
+    return f"{NETWORK_INPUT}_{place}"
+
+
 def network_output(name: str) -> str:
     """Name a network's output `name` between the steps, where it must differ from every public tensor."""
     return f"NETWORK_OUTPUT_{name}"

@@ -13,7 +13,7 @@ from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,10 @@ _STACK_BYTES: Final = 8 * 2**20
 _OPEN_BYTES: Final = 16 * 2**20
 
 
+Inputs: TypeAlias = Sequence[NDArray[Any]]
+"""Arrays of the image, or of a batch of images, and of the inputs beside it."""
+
+
 class InputMemoryError(MemoryError):
     """An input is not smaller than one for which memory did not suffice when nothing else ran."""
 
@@ -67,7 +71,7 @@ class NetworkSession:
         If not `apart`, images of a batch have no core each. A `shared` session has the arena and threads of all such
         sessions of this process. Raises `EngineError` if the options' engine or the GPU cannot be used.
         """
-        self._input, self._outputs = options.input, options.outputs
+        self._inputs, self._outputs = (options.input, *(options.extra or ())), options.outputs
         self._batched = options.batched
         self._inference = tuple(step.stage for step in options.inference)
         self._layout, self._max_batch_size = options.layout, options.max_batch_size
@@ -78,9 +82,9 @@ class NetworkSession:
             trt = tensorrt_options(options)
             self._open = partial(open_session, path, options.intra_op_threads, shared=shared, gpu=gpu, trt=trt)
         self._session = self._open()
-        (given,) = (tensor for tensor in self._session.get_inputs() if tensor.name == options.input)
-        self._takes_batches = len(given.shape) > 3
-        tensors = [given, *(each for each in self._session.get_outputs() if each.name in options.outputs)]
+        inputs = {tensor.name: tensor for tensor in self._session.get_inputs() if tensor.name in self._inputs}
+        self._takes_batches = len(inputs[options.input].shape) > 3
+        tensors = [*inputs.values(), *(each for each in self._session.get_outputs() if each.name in options.outputs)]
         has_batch = options.batched and self._takes_batches
         self._is_single = not has_batch or any(tuple(tensor.shape[:1]) == (1,) for tensor in tensors)
         apart = apart and options.runs_images_apart and gpu is None and not shared
@@ -90,31 +94,32 @@ class NetworkSession:
         self._least_refused = math.inf
         self._opening = Lock()
 
-    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def run(self, batch: NDArray[Any], extra: Sequence[NDArray[Any]] = ()) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for a batch of inputs.
 
-        `batch` is shaped and typed as the network's input. Raises `MemoryError` if it needs more memory than this
-        process may allocate, and `BadImageError` if it has no images, or if its images' outputs differ in shape.
+        `batch` is shaped and typed as the network's input, `extra` as those beside it, in the options' order. Raises
+        `MemoryError` if it needs more memory than this process may allocate, and `BadImageError` if it has no images,
+        or if its images' outputs differ in shape.
         """
-        return self.run_each([batch])[0]
+        return self.run_each([(batch, *extra)])[0]
 
-    def run_each(self, batches: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    def run_each(self, batches: Sequence[Inputs]) -> list[dict[str, NDArray[Any]]]:
         """Return the outputs of each of several batches, which are run together: their images have one shape.
 
-        Inputs and errors are as for `run`.
+        A batch has its images first, and then their inputs beside them. They and errors are as for `run`.
         """
         if not self._inference:
             answers = iter(self._answers([image for batch in batches for image in _images(batch)]))
-            return [_joined(list(islice(answers, len(batch)))) for batch in batches]
+            return [_joined(list(islice(answers, len(batch[0])))) for batch in batches]
         (name,) = self._outputs
 
         def call(part: NDArray[Any]) -> NDArray[Any]:
-            return _joined(self._answers(_images(part)))[name]
+            return _joined(self._answers(_images([part])))[name]
 
         steps, most = self._inference, self._max_batch_size
-        return [{name: run(batch, self._layout, call, steps, most)} for batch in batches]
+        return [{name: run(batch, self._layout, call, steps, most)} for (batch,) in batches]
 
-    def run_beside_others(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def run_beside_others(self, image: NDArray[Any], extra: Sequence[NDArray[Any]] = ()) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for one image, as `run` does, while other threads do the same.
 
         Raises `MemoryError`, or another error that `is_out_of_memory`, as soon as memory does not suffice beside the
@@ -124,7 +129,7 @@ class NetworkSession:
         with self._opening:
             session = self._session = self._session or self._open()
         options = self._shrinking if is_much_smaller else None
-        return self._named(session.run(list(self._outputs), {self._input: self._given(image)}, options))
+        return self._named(session.run(list(self._outputs), self._feed((image, *extra)), options))
 
     def check_size(self, batch: NDArray[Any]) -> None:
         """Raise `InputMemoryError` if an input is not smaller than one that was refused when nothing else ran."""
@@ -137,42 +142,42 @@ class NetworkSession:
         if self._parallel is not None:
             self._parallel.close()
 
-    def feeds(self, batch: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
+    def feeds(self, batch: NDArray[Any], extra: Sequence[NDArray[Any]] = ()) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that the file gets for a batch, one for each image, or for each of their views or tiles.
 
-        Input and errors are as for `run`.
+        Inputs and errors are as for `run`.
         """
-        given: list[NDArray[Any]] = [] if self._inference else _images(batch)
+        given: list[Inputs] = [] if self._inference else _images((batch, *extra))
 
         def call(part: NDArray[Any]) -> NDArray[Any]:
-            given.extend(_images(part))
-            return _joined(self._answers(_images(part)))[self._outputs[0]]
+            given.extend(_images([part]))
+            return _joined(self._answers(_images([part])))[self._outputs[0]]
 
         if self._inference:
             run(batch, self._layout, call, self._inference, self._max_batch_size)
-        return [{self._input: self._given(image)} for image in given]
+        return [self._feed(image) for image in given]
 
-    def _answers(self, images: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    def _answers(self, images: Sequence[Inputs]) -> list[dict[str, NDArray[Any]]]:
         """Return the outputs of each image; inputs and outputs have a batch of one."""
         count = self._parallel.share(len(images), is_single=self._is_single) if self._parallel else 0
         answers: list[dict[str, NDArray[Any]]] = []
         if self._parallel and count:
-            feeds = [{self._input: self._given(image)} for image in images[:count]]
+            feeds = [self._feed(image) for image in images[:count]]
             answers += map(self._named, self._parallel.run(self._outputs, feeds))
         rest = images[len(answers) :]
         size = 1 if self._is_single else max(len(rest), 1)
         for start in range(0, len(rest), size):
             part = rest[start : start + size]
-            given = part[0] if len(part) == 1 else np.concatenate(part)
+            given = part[0] if len(part) == 1 else [np.concatenate(arrays) for arrays in zip(*part, strict=True)]
             outputs = self._run(given, is_alone=len(part) == len(images))
             for place in range(len(part)):
                 answers.append({name: array[place : place + 1] for name, array in outputs.items()})
         return answers
 
-    def _run(self, batch: NDArray[Any], *, is_alone: bool) -> dict[str, NDArray[Any]]:
+    def _run(self, inputs: Inputs, *, is_alone: bool) -> dict[str, NDArray[Any]]:
         """Return the outputs of a batch; if it `is_alone`, no outputs of others take memory."""
+        batch, given = inputs[0], self._feed(inputs)
         self.check_size(batch)
-        given = self._given(batch)
         is_much_smaller = self._arena.is_much_smaller(math.prod(batch.shape[1:]))
         results = self._results(given, self._shrinking if is_much_smaller else None)
         if results is None:
@@ -181,17 +186,19 @@ class NetworkSession:
         if results is None:
             raise MemoryError(f"an input of {batch.size} values is too large")
         if self._parallel is not None:
-            self._parallel.observe(batch.size // len(batch), len(batch))
+            self._parallel.observe(_size(given) // len(batch), len(batch))
         return self._named(results)
 
-    def _given(self, batch: NDArray[Any]) -> NDArray[Any]:
-        return batch if self._takes_batches else batch[0]
+    def _feed(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        image, *extra = inputs
+        arrays = (image if self._takes_batches else image[0], *extra)
+        return dict(zip(self._inputs, arrays, strict=True))
 
     def _named(self, results: Sequence[Any]) -> dict[str, NDArray[Any]]:
         arrays = results if self._batched else [np.asarray(result)[None] for result in results]
         return dict(zip(self._outputs, arrays, strict=True))
 
-    def _results_of_free_memory(self, given: NDArray[Any], *, is_alone: bool) -> list[Any] | None:
+    def _results_of_free_memory(self, given: Mapping[str, NDArray[Any]], *, is_alone: bool) -> list[Any] | None:
         if self._arena is _SHARED_ARENA:
             # Other sessions keep the arena; a run gives back what is free of it, even if it fails. What they hold now
             # says nothing about a later image.
@@ -200,15 +207,15 @@ class NetworkSession:
         results = self._results(given, None)
         if results is None:
             self._reopen()
-            self._least_refused = given.size if is_alone else self._least_refused
+            self._least_refused = given[self._inputs[0]].size if is_alone else self._least_refused
         return results
 
-    def _results(self, given: NDArray[Any], run_options: Any) -> list[Any] | None:
+    def _results(self, given: Mapping[str, NDArray[Any]], run_options: Any) -> list[Any] | None:
         """Return the outputs, or None if memory could not be allocated."""
         if self._session is None:
             self._session = self._open()
         try:
-            results: list[Any] = self._session.run(list(self._outputs), {self._input: given}, run_options)
+            results: list[Any] = self._session.run(list(self._outputs), given, run_options)
         except Exception as error:
             if is_out_of_memory(error):
                 return None
@@ -277,7 +284,7 @@ class ParallelSession:
 
         Arrays are shaped and typed as the file's inputs and outputs, and all feeds alike.
         """
-        size = sum(array.size for array in feeds[0].values())
+        size = _size(feeds[0])
         if size > self._largest or size >= self._least_refused:
             return []
         room_bytes = total_allowed() - process_bytes("VmData")
@@ -344,8 +351,12 @@ class WeightsAllowance:
             allow_total(allowed_bytes)
 
 
-def _images(batch: NDArray[Any]) -> list[NDArray[Any]]:
-    return [batch[place : place + 1] for place in range(len(batch))]
+def _images(batch: Inputs) -> list[Inputs]:
+    return [[array[place : place + 1] for array in batch] for place in range(len(batch[0]))]
+
+
+def _size(feed: Mapping[str, NDArray[Any]]) -> int:
+    return sum(array.size for array in feed.values())
 
 
 def _joined(answers: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

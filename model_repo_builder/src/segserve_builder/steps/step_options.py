@@ -36,7 +36,7 @@ class StepOptions(FrozenModel):
 class PreOptions(StepOptions):
     """Exactly the options that decoding and preprocessing depend on: equal ones are shared between models.
 
-    `stage_versions` are the versions of `preprocess`, item by item.
+    `stage_versions` are the versions of `preprocess`, item by item. `extra` are the inputs beside the image.
     """
 
     step_version: Literal[1] = 1
@@ -47,6 +47,7 @@ class PreOptions(StepOptions):
     layout: Literal["NCHW", "NHWC"]
     guided: bool = False
     measures: bool = False
+    extra: tuple[TensorSpec, ...] | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline, io: NetworkIO, *, measures: bool = False) -> Self:
@@ -61,6 +62,7 @@ class PreOptions(StepOptions):
             layout=io.layout,
             guided=pipeline.needs_guide,
             measures=measures,
+            extra=io.extra,
         )
 
 
@@ -69,7 +71,8 @@ class NetOptions(StepOptions):
 
     `layout` is its input's; outputs that have no batch (`batched` is False) get a batch of one. `inference_versions`
     are the versions of `inference`, item by item; a step that runs the network more than once an image does so with at
-    most `max_batch_size` at a time. Without an `engine`, ONNX Runtime runs it; without a `precision`, in FP32.
+    most `max_batch_size` at a time. Without an `engine`, ONNX Runtime runs it; without a `precision`, in FP32. `extra`
+    are the names of the inputs beside the image.
     """
 
     step_version: Literal[1] = 1
@@ -84,6 +87,7 @@ class NetOptions(StepOptions):
     intra_op_threads: int
     engine: Engine | None = None
     precision: Precision | None = None
+    extra: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline, io: NetworkIO) -> Self:
@@ -100,6 +104,7 @@ class NetOptions(StepOptions):
             intra_op_threads=pipeline.runtime.intra_op_threads,
             engine=pipeline.runtime.engine,
             precision=pipeline.runtime.precision,
+            extra=None if io.extra is None else tuple(tensor.name for tensor in io.extra),
         )
 
     @property

@@ -15,6 +15,7 @@ import yaml
 from onnx import TensorProto, helper
 from PIL import Image
 
+from networks.extra_inputs import write as write_network
 from segserve_builder.families import FAMILIES
 from segserve_builder.golden.judging import GOLDEN_FILE, compare, load
 from segserve_builder.sources import folder_digest
@@ -84,6 +85,36 @@ def test_the_family_of_every_example_is_guessed_as_it_is_committed(file: Path) -
     assert spec["input"]["colour"] == committed.get("input", {}).get("colour", "RGB")
     assert len(spec["classes"]) == len(committed["classes"])
     assert spec["runtime"] == {"maxBatchSize": 8}
+
+
+ONE, TWO = "the file takes one image at a time", "a batch of two images works"
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "family", "words"),
+    [
+        ("masked", "n", "detr-panoptic", TWO),
+        ("masked", 1, "detr-panoptic", ONE),
+        ("sized", "n", "faster-rcnn", ONE),
+        ("scaled", 1, "faster-rcnn", ONE),
+    ],
+)
+def test_trial_runs_of_a_network_feed_what_it_takes_beside_the_image(
+    command: Command, photos: Path, tmp_path: Path, kind: str, batch: str | int, family: str, words: str
+) -> None:
+    file = write_network(tmp_path / "net.onnx", kind, batch=batch, image_first=False)
+
+    code, _, complaint = command("init", photos, file, "-o", tmp_path / "out", "--classes", "a")
+
+    assert code == 0, complaint
+    text = (tmp_path / "out/model.yaml").read_text()
+    (resource,) = load_resources(text, "model.yaml")
+    assert isinstance(resource, SegmentationModel)
+    assert (resource.spec.family, words in text, "was not measured" in text) == (family, True, False)
+    model = InProcessModel(resource.spec.pipeline("net"), file)
+    (case,) = load(tmp_path / "out/golden").cases
+    request = RequestOptions(encoding="rle" if kind == "masked" else None)
+    compare(case, model.answer(PHOTO.read_bytes(), request))
 
 
 @pytest.mark.parametrize("name", ["coins-unet", "coins-yolo", "coins-twostage"])

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from segserve_builder.export.image_processor import FILE_NAME, ImageProcessor, read_image_processor
-from segserve_builder.families.base import IMAGE_DTYPES, NetworkSignature, TensorSpec, described, described_all
+from segserve_builder.families.base import IMAGE_DTYPES, NetworkSignature, TensorSpec, described
+from segserve_builder.families.network_inputs import image_tensor
 from segserve_builder.steps.onnx_signature import (
     LONGEST_CHAIN,
     MAX_BYTES,
@@ -187,8 +188,8 @@ class NetworkFile:
 
     @property
     def image(self) -> TensorSpec:
-        """The input."""
-        return self.signature.inputs[0]
+        """The input that is the image."""
+        return image_tensor(self.signature)
 
     def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
         """Return the shape of an output, with dimensions that only running the network has shown."""
@@ -213,18 +214,13 @@ def read_network(path: Path) -> NetworkFile:
         signature = read_signature(path)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from error
-    if len(signature.inputs) != 1:
-        raise CommandError(
-            f"{path} has {len(signature.inputs)} inputs: {described_all(signature.inputs)}; expected one, the image. "
-            "Export it again with the other inputs fixed inside the graph"
-        )
     model = onnx.load(path, load_external_data=False)
     return NetworkFile(
         path,
         signature,
         frozenset(node.op_type for node in model.graph.node),
         {entry.key: entry.value for entry in model.metadata_props},
-        _arithmetic(model.graph, signature.inputs[0].name),
+        _arithmetic(model.graph, image_tensor(signature).name),
         _beside(path),
         read_image_processor(path.parent),
     )

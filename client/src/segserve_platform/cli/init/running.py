@@ -15,11 +15,13 @@ from PIL import ImageOps
 
 from segserve.results.images import picture
 from segserve_builder.families.base import PROBABILITY_OPERATORS
+from segserve_builder.families.network_inputs import extra_array, extra_inputs
 from segserve_builder.golden.judging import Answer, with_columns
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.session import NetworkSession
 from segserve_builder.steps.step_options import NetOptions
+from segserve_builder.values import ResizeTransform
 from segserve_common.mask_encodings import read_labels
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.init.network import ImageInput, NetworkFile
@@ -48,13 +50,14 @@ class KnownRuns(NetworkSession):
         super().__init__(path, options, apart=False)
         self._known: dict[bytes, dict[str, NDArray[Any]]] = {}
 
-    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the outputs as a session does, at once for an input that was run before."""
-        key = hashlib.sha256(repr(batch.shape).encode() + batch.tobytes()).digest()
+    def run(self, batch: NDArray[Any], extra: Sequence[NDArray[Any]] = ()) -> dict[str, NDArray[Any]]:
+        """Return the outputs as a session does, at once for inputs that were run before."""
+        given = b"".join(repr(array.shape).encode() + array.tobytes() for array in (batch, *extra))
+        key = hashlib.sha256(given).digest()
         if key not in self._known:
             if sum(array.nbytes for known in self._known.values() for array in known.values()) > MOST_KNOWN_BYTES:
                 self._known.clear()
-            self._known[key] = super().run(batch)
+            self._known[key] = super().run(batch, extra)
         return self._known[key]
 
 
@@ -69,6 +72,7 @@ class NetworkRunner:
         from segserve_builder.steps.session import open_session
 
         self.image = image
+        self._extra = extra_inputs(network.signature)
         try:
             self._session = open_session(network.path)
         except ModuleNotFoundError:
@@ -97,9 +101,14 @@ class NetworkRunner:
 
     def _outputs(self, pixels: NDArray[Any]) -> Mapping[str, Any] | None:
         images = pixels.astype(NUMPY[self.image.dtype])
+        height, width = images.shape[-2:] if self.image.layout == "NCHW" else images.shape[-3:-1]
+        whole, count = ResizeTransform.of(height, width), 1 if self.image.single else len(images)
+        feed = {each.name: extra_array(each, whole).repeat(count, axis=0) for each in self._extra}
         names = [output.name for output in self._session.get_outputs()]
         try:
-            return dict(zip(names, self._session.run(names, {self.image.name: images}, self._run_options), strict=True))
+            return dict(
+                zip(names, self._session.run(names, {**feed, self.image.name: images}, self._run_options), strict=True)
+            )
         except Exception:
             return None
 
