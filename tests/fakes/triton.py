@@ -182,7 +182,8 @@ def _not_accepted(listening: socket.socket) -> int:
 
 async def _read(reader: asyncio.StreamReader) -> tuple[Asked, bytes]:
     first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
+    named = (line.lower().partition(":") for line in lines)
+    headers = {name: value.strip() for name, colon, value in named if colon}
     size = int(headers.get("content-length", 0))
     return Asked(first.split(" ")[1], headers, size), await reader.readexactly(size)
 

@@ -22,6 +22,7 @@ from fakes.gateway_clients import STEP
 from fakes.mounted_secret import MountedSecret
 from fakes.triton import StubTriton
 from fakes.waiting import HANG_S
+from segserve_builder.spec.names import CALLER_HEADER
 from segserve_operator.adapters.traffic.envoy_auth import AuthSettings
 from segserve_operator.api.access import Auth
 from segserve_operator.api.session_affinity import SessionAffinity
@@ -291,6 +292,37 @@ async def test_the_name_of_a_group_or_a_caller_in_a_header_gives_no_access(entra
     )
 
     assert (await entrance.by_http(forged, "POST", PATHS[0][1].format("coins")))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("number", "named"),
+    [
+        (0, ""),
+        (1, "key:team-a"),
+        (2, "key:team-b"),
+        (3, "key:team-a"),
+        (4, f"token:{FIRST.name}|ann"),
+        (6, f"token:{SECOND.name}|ann"),
+        (9, f"token:{FIRST.name}|eve"),
+    ],
+)
+async def test_servers_learn_who_calls_from_the_gateway_alone(entrance: Entrance, number: int, named: str) -> None:
+    await entrance.admit(None)
+    forged = replace(PRINCIPALS[number], headers=(*PRINCIPALS[number].headers, (CALLER_HEADER, "key:forged")))
+
+    assert (await entrance.by_http(forged, "POST", PATHS[0][1].format("coins")))[0] == 200
+
+    assert entrance.triton.asked[-1].headers[CALLER_HEADER] == named
+
+
+@pytest.mark.parametrize(("subject", "named"), [("a\nb", "a%0Ab"), ("Zoë 100%", "Zo%C3%AB 100%25"), ("", "")])
+async def test_a_caller_of_any_name_is_served(entrance: Entrance, subject: str, named: str) -> None:
+    await entrance.admit(None)
+    caller = with_token(subject, FIRST)
+
+    assert (await entrance.by_http(caller, "POST", PATHS[0][1].format("coins")))[0] == 200
+
+    assert entrance.triton.asked[-1].headers[CALLER_HEADER] == f"token:{FIRST.name}|{named}".lower()
 
 
 async def test_a_model_with_rules_is_for_nobody_at_a_gateway_that_asks_for_no_credentials(

@@ -266,6 +266,8 @@ def test_one_mask_is_chosen_as_segment_anything_does(
 
 # Embeddings
 
+CALLER = "key:team-a"
+
 
 def embedding(size: int = 10_000) -> Embedding:
     return Embedding({"e": np.zeros(size // 4, np.float32)}, np.zeros(0, np.int32))
@@ -275,10 +277,10 @@ def test_embeddings_that_were_used_last_are_kept_within_the_bytes() -> None:
     cache = EmbeddingCache("sam-1", 30_000)
     names = [f"sam-1.{number:032x}" for number in range(4)]
     for name in names[:3]:
-        cache.of_image(name, embedding)
-    cache.of_id(names[0])
+        cache.of_image(name, CALLER, embedding)
+    cache.of_id(names[0], CALLER)
 
-    cache.of_image(names[3], embedding)
+    cache.of_image(names[3], CALLER, embedding)
 
     assert [cache.holds(name) for name in names] == [True, False, True, True]
 
@@ -286,7 +288,7 @@ def test_embeddings_that_were_used_last_are_kept_within_the_bytes() -> None:
 def test_an_embedding_beyond_the_bytes_is_not_kept() -> None:
     cache, name = EmbeddingCache("sam-1", 30_000), f"sam-1.{0:032x}"
 
-    cache.of_image(name, lambda: embedding(40_000))
+    cache.of_image(name, CALLER, lambda: embedding(40_000))
 
     assert not cache.holds(name)
 
@@ -302,9 +304,9 @@ def test_an_image_of_several_requests_is_embedded_once() -> None:
         return embedding()
 
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(cache.of_image, name, slow)
+        first = pool.submit(cache.of_image, name, CALLER, slow)
         begun.wait(60)
-        others = [pool.submit(cache.of_image, name, slow) for _ in range(7)]
+        others = [pool.submit(cache.of_image, name, CALLER, slow) for _ in range(7)]
         may_end.set()
         found = {id(each.result(60)) for each in (first, *others)}
 
@@ -315,9 +317,9 @@ def test_an_image_that_failed_is_embedded_again() -> None:
     cache, name = EmbeddingCache("sam-1", 30_000), f"sam-1.{0:032x}"
 
     with pytest.raises(ZeroDivisionError):
-        cache.of_image(name, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        cache.of_image(name, CALLER, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
 
-    assert cache.of_image(name, embedding) is cache.of_id(name)
+    assert cache.of_image(name, CALLER, embedding) is cache.of_id(name, CALLER)
 
 
 @pytest.mark.parametrize(
@@ -331,21 +333,34 @@ def test_an_image_that_failed_is_embedded_again() -> None:
 )
 def test_an_id_is_of_one_revision(name: str, error: type[Exception], words: str) -> None:
     cache = EmbeddingCache("sam-1", 30_000)
-    cache.of_image(f"sam-1.{0:032x}", embedding)
+    cache.of_image(f"sam-1.{0:032x}", CALLER, embedding)
 
     with pytest.raises(error, match=words):
-        cache.of_id(name)
+        cache.of_id(name, CALLER)
 
 
-def test_ids_follow_from_image_and_revision() -> None:
+def test_an_id_is_of_one_caller_and_another_learns_nothing_of_it() -> None:
+    cache, name = EmbeddingCache("sam-1", 30_000), f"sam-1.{0:032x}"
+    cache.of_image(name, CALLER, embedding)
+
+    said = []
+    for other, asked in (("key:team-b", name), ("", name), (CALLER, f"sam-1.{1:032x}")):
+        with pytest.raises(LostEmbeddingError) as refused:
+            cache.of_id(asked, other)
+        said.append(str(refused.value).replace(asked, "ID"))
+
+    assert len(set(said)) == 1
+
+
+def test_ids_follow_from_image_revision_and_caller() -> None:
     file, pixels = np.array([b"\x00" * 12], np.object_), np.zeros((2, 2, 3), np.uint8)
     one, two = EmbeddingCache("sam-1", 1), EmbeddingCache("sam-2", 1)
 
-    named = [one.id_of(file), one.id_of(pixels), one.id_of(pixels[:, :1])]
-    named += [two.id_of(file), one.id_of(np.array([b"\x01"], np.object_))]
+    named = [one.id_of(file, ""), one.id_of(pixels, ""), one.id_of(pixels[:, :1], "")]
+    named += [two.id_of(file, ""), one.id_of(np.array([b"\x01"], np.object_), ""), one.id_of(file, CALLER)]
 
     assert len(set(named)) == len(named)
-    assert named[0] == EmbeddingCache("sam-1", 9).id_of(file)
+    assert named[0] == EmbeddingCache("sam-1", 9).id_of(file, "")
 
 
 # The step
@@ -411,6 +426,18 @@ def test_a_click_by_the_id_equals_the_click_with_the_image(ask: Callable[..., An
         mask = mask_of(found)
         assert mask[int(y), int(x)]
         assert not mask[int(other_y), int(other_x)]
+
+
+def test_an_image_of_16_bits_is_clicked_on_as_one_of_8(ask: Callable[..., Any]) -> None:
+    grey = np.asarray(Image.open(io.BytesIO(picture())).convert("L"))
+    files = [io.BytesIO(), io.BytesIO()]
+    Image.fromarray(grey).save(files[0], "PNG")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(files[1], "PNG")
+
+    eight, sixteen = (ask(IMAGE=file.getvalue(), POINTS=[DISC]) for file in files)
+
+    assert mask_of(eight).any()
+    assert [sixteen[each].tolist() for each in OUTPUTS[:6]] == [eight[each].tolist() for each in OUTPUTS[:6]]
 
 
 def test_points_that_are_not_of_the_object_take_it_away(ask: Callable[..., Any]) -> None:

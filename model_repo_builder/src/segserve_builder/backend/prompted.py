@@ -17,7 +17,7 @@ from segserve_builder.backend.joined import JoinedSteps, Run
 from segserve_builder.backend.responses import SentRequest, input_array, parameters_of
 from segserve_builder.errors import BadImageError, PipelineError
 from segserve_builder.memory import allow_total, available_bytes, total_allowed
-from segserve_builder.spec.names import AGENT_REQUEST_ID, listed_outputs
+from segserve_builder.spec.names import AGENT_REQUEST_ID, CALLER_HEADER, listed_outputs
 from segserve_builder.steps.answer_metrics import Measures
 from segserve_builder.steps.prompts import (
     Embedding,
@@ -95,22 +95,23 @@ class PromptedSteps(JoinedSteps):
 
     def _embedding(self, request: SentRequest, run: Run) -> tuple[str, Embedding]:
         """Return a request's image by its id, which is empty if it is not kept, and its embedding."""
+        caller = _caller(request.parameters)
         given = input_array(request, EMBEDDING.name)
         images = [array for each in _IMAGES if (array := input_array(request, each)) is not None]
         if given is not None and given.size:
             if images:
                 raise BadImageError("a request has either an image or the EMBEDDING of one; this one has both")
             name = bytes(given.item()).decode("utf-8", "replace") if given.size == 1 else f"{given.size} values"
-            return name, _without_times(self._embeddings.of_id(name))
+            return name, _without_times(self._embeddings.of_id(name, caller))
         if len(images) != 1:
             sent = "both images" if images else "none"
             raise BadImageError(f"a request must have one of IMAGE, PIXELS and EMBEDDING; this one has {sent}")
         if request.id == AGENT_REQUEST_ID:
             return "", self._encoded(request, run)  # a test of the encoder as well, however often it is made
         with self.described(lambda: pre.describe(request)):
-            name = self._embeddings.id_of(images[0])
+            name = self._embeddings.id_of(images[0], caller)
         is_known = self._embeddings.holds(name)
-        embedding = self._embeddings.of_image(name, lambda: self._encoded(request, run))
+        embedding = self._embeddings.of_image(name, caller, lambda: self._encoded(request, run))
         if not self._embeddings.holds(name):
             name = ""
         return name, _without_times(embedding) if is_known else embedding
@@ -119,6 +120,18 @@ class PromptedSteps(JoinedSteps):
         tensors, outputs = self.run_network(request, run)
         # What another run of the session overwrites is not kept.
         return Embedding({each: np.array(outputs[each]) for each in self._encoder_outputs}, tensors[GEOMETRY.name])
+
+
+def _caller(parameters: str) -> str:
+    """Return who calls, empty for nobody that the gateway knows.
+
+    Raises `BadImageError` if a request's own parameters name a caller, beside the gateway's header.
+    """
+    pairs = json.loads(parameters or "{}", object_pairs_hook=list)
+    callers = [str(value) for name, value in pairs if name.lower() == CALLER_HEADER]
+    if len(callers) > 1:
+        raise BadImageError(f"parameter {CALLER_HEADER!r} is not allowed; gateways set the header of that name")
+    return "".join(callers)
 
 
 def _without_times(embedding: Embedding) -> Embedding:

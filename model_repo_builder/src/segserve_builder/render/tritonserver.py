@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from segserve_builder.memory import SERVER_MALLOC
-from segserve_builder.spec.names import SLICE_HEADER
+from segserve_builder.spec.names import CALLER_HEADER, SLICE_HEADER
 
 if TYPE_CHECKING:
     from segserve_builder.render.target import RenderTarget
@@ -34,7 +34,7 @@ _TRACES: Final = (
     "rate=0",  # it samples no request itself, and traces those that come with a trace context
     "count=-1",
 )
-_FORWARDED: Final = f"(?i)^{SLICE_HEADER}$"
+_FORWARDED: Final = f"(?i)^({CALLER_HEADER}|{SLICE_HEADER})$"
 _HTTP_LIMIT_SINCE: Final = (25, 6)
 _SHM_FOLDER: Final = Path("/dev/shm")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

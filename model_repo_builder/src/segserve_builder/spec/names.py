@@ -18,6 +18,8 @@ SLICE_PARAMETER: Final = "segserve_slice"
 """Parameter of a request by which a caller says where its image comes from."""
 SLICE_HEADER: Final = "x-segserve-slice"
 """Header of a request that says the same, and comes first; servers make a parameter of it."""
+CALLER_HEADER: Final = "x-segserve-caller"
+"""Header by which a gateway says who calls, empty for nobody that it knows; servers make a parameter of it."""
 TRACES_VARIABLE: Final = "SEGSERVE_TRACES_URL"
 """Environment variable with the URL that takes the spans of a server and of its steps."""
 OPTIONAL_OUTPUTS: Final = ("CONTINUED", "OUT_OF_DISTRIBUTION")

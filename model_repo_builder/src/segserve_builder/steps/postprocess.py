@@ -14,7 +14,13 @@ from segserve_builder.families.base import Family, NetworkIO
 from segserve_builder.families.network_inputs import PIXEL_MASK
 from segserve_builder.families.promptable import MOST_MASKS, PromptableFamily
 from segserve_builder.spec.model_spec import Output
-from segserve_builder.spec.names import OPTIONAL_OUTPUTS, SLICE_HEADER, SLICE_PARAMETER, listed_outputs
+from segserve_builder.spec.names import (
+    CALLER_HEADER,
+    OPTIONAL_OUTPUTS,
+    SLICE_HEADER,
+    SLICE_PARAMETER,
+    listed_outputs,
+)
 from segserve_builder.stages import POSTPROCESS
 from segserve_builder.stages.base import RequestOptions, Stage
 from segserve_builder.stages.temporal_smoothing import TemporalSmoothing
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
 MAX_DETECTIONS: Final = 10_000
 _OF_SLICES: Final = (SLICE_HEADER, SLICE_PARAMETER)
+_NO_OPTIONS: Final = (*_OF_SLICES, CALLER_HEADER)
 TASKS: Final[Mapping[ValueType, Task]] = {
     ValueType.LABELS: "semantic",
     ValueType.CLASS_MASKS: "semantic",
@@ -267,11 +274,11 @@ def slice_of_parameters(parameters: Mapping[str, Any]) -> str:
 def request_from_parameters(parameters: Mapping[str, Any], output: Output) -> RequestOptions:
     """Read a request's parameters.
 
-    Numbers may come as text. What a caller says of its image is not an option and changes no answer. Raises
+    Numbers may come as text. Where an image comes from and who calls are no options and change no answer. Raises
     `BadImageError` for a parameter that is unknown, not allowed by `output.overrides`, or has a value that is not
     allowed.
     """
-    options = {name: value for name, value in parameters.items() if name.lower() not in _OF_SLICES}
+    options = {name: value for name, value in parameters.items() if name.lower() not in _NO_OPTIONS}
     for name in options:
         if name not in (*output.overrides, "outputs", "overlay"):
             allowed = ", ".join((*output.overrides, "outputs", "overlay"))

@@ -314,24 +314,24 @@ class EmbeddingCache:
     def __init__(self, revision: str, most_bytes: int) -> None:
         self._revision, self._most_bytes = revision, most_bytes
         self._lock = Lock()
-        self._kept: OrderedDict[str, Embedding] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[str, Embedding]] = OrderedDict()
         self._made: dict[str, Future[Embedding]] = {}
         self._bytes = 0
 
-    def id_of(self, image: NDArray[Any]) -> str:
-        """Return the id of an image, encoded or as pixels."""
+    def id_of(self, image: NDArray[Any], caller: str) -> str:
+        """Return the id of a caller's image, encoded or as pixels."""
         encoded = image.dtype == np.object_
         content = bytes(image.item()) if encoded else np.ascontiguousarray(image).reshape(-1).view(np.uint8).data
         form = "" if encoded else f"{image.dtype} {image.shape}"
-        named = f"{self._revision} {form} {hashlib.sha256(content).hexdigest()}"
+        named = f"{self._revision} {caller} {form} {hashlib.sha256(content).hexdigest()}"
         return f"{self._revision}.{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
-    def of_image(self, name: str, make: Callable[[], Embedding]) -> Embedding:
-        """Return the embedding of an image by its id, made if it is not kept; raises what `make` does."""
+    def of_image(self, name: str, caller: str, make: Callable[[], Embedding]) -> Embedding:
+        """Return the embedding of a caller's image by its id, made if it is not kept; raises what `make` does."""
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
-                return self._kept[name]
+                return self._kept[name][1]
             others = self._made.get(name)
             ours = self._made.setdefault(name, Future())
         if others is not None:
@@ -342,18 +342,18 @@ class EmbeddingCache:
             ours.set_exception(error)
             raise
         else:
-            self._keep(name, made)
+            self._keep(name, caller, made)
             ours.set_result(made)
             return made
         finally:
             with self._lock:
                 del self._made[name]
 
-    def of_id(self, name: str) -> Embedding:
+    def of_id(self, name: str, caller: str) -> Embedding:
         """Return the embedding of an id.
 
         Raises `BadImageError` for a text that is no id, and `LostEmbeddingError` if the embedding is not kept, or is
-        another revision's.
+        another revision's or another caller's.
         """
         read = _ID.fullmatch(name)
         if read is None:
@@ -363,10 +363,12 @@ class EmbeddingCache:
                 f"EMBEDDING is of revision {read['revision']}; {self._revision} answers now: {LOST}"
             )
         with self._lock:
-            if name not in self._kept:
+            owner, found = self._kept.get(name, ("", None))
+            # Nobody learns what others have sent.
+            if found is None or owner != caller:
                 raise LostEmbeddingError(f"this server does not hold the EMBEDDING {name}: {LOST}")
             self._kept.move_to_end(name)
-            return self._kept[name]
+            return found
 
     def holds(self, name: str) -> bool:
         """Return whether an id's embedding is kept."""
@@ -379,12 +381,12 @@ class EmbeddingCache:
             self._kept.clear()
             self._bytes = 0
 
-    def _keep(self, name: str, made: Embedding) -> None:
+    def _keep(self, name: str, caller: str, made: Embedding) -> None:
         if made.size_bytes > self._most_bytes:
             return
         with self._lock:
-            self._kept[name] = made
+            self._kept[name] = caller, made
             self._bytes += made.size_bytes
             while self._bytes > self._most_bytes:
-                _, forgotten = self._kept.popitem(last=False)
+                _, (_, forgotten) = self._kept.popitem(last=False)
                 self._bytes -= forgotten.size_bytes

@@ -14,7 +14,7 @@ from segserve_operator.adapters.traffic.envoy_clusters import TYPES, socket_addr
 from segserve_operator.adapters.traffic.envoy_messages import Json
 
 CALLER: Final = "segserve.caller"
-"""Namespace of the dynamic metadata that identifies the caller: `name`, `key` and `certificate`."""
+"""Namespace of the dynamic metadata that identifies the caller: `name`, `id`, `key` and `certificate`."""
 MATCHED_TYPE: Final = "extensions.common.matching.v3.ExtensionWithMatcher"
 TLS_SOCKET: Final = "envoy.transport_sockets.tls"
 _AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"

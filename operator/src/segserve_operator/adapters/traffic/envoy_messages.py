@@ -63,6 +63,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "envoy.config.core.v3.HeaderValueOption": {
         "header": (1, "envoy.config.core.v3.HeaderValue"),
         "append_action": (3, "AppendAction"),
+        "keep_empty_value": (4, "bool"),
     },
     "envoy.config.core.v3.Http1ProtocolOptions": {},
     "envoy.config.core.v3.KeepaliveSettings": {"timeout": (2, "duration"), "connection_idle_interval": (4, "duration")},
@@ -227,6 +228,7 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     ROUTE_CONFIGURATION: {
         "name": (1, "string"),
         "virtual_hosts": (2, "[]envoy.config.route.v3.VirtualHost"),
+        "request_headers_to_add": (6, "[]envoy.config.core.v3.HeaderValueOption"),
         "request_headers_to_remove": (8, "[]string"),
         "max_direct_response_body_size_bytes": (11, "uint32?"),
     },

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from segserve_builder.spec.names import CALLER_HEADER
 from segserve_operator.adapters.traffic.envoy_auth import access_of_route
 from segserve_operator.adapters.traffic.envoy_clusters import (
     PROTOCOLS,
@@ -104,6 +105,12 @@ RESTART_METADATA: Final = "segserve.restart"
 """Metadata of a route: the retry headers of the answer if no server answers."""
 RETRY_AFTER: Final = "retry-after"
 RETRY_PUSHBACK: Final = "grpc-retry-pushback-ms"
+# Also if nobody is known, so that it stands beside a parameter of that name which a caller writes into the body.
+_CALLER_HEADER: Final = {
+    "header": {"key": CALLER_HEADER, "value": f"%DYNAMIC_METADATA({CALLER}:id)%"},
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    "keep_empty_value": True,
+}
 _LOOPBACK: Final = [f"{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":*")]
 _OTHER_HOST: Final = "without --auth this gateway answers to Host: localhost, 127.0.0.1 and [::1] alone"
 # A body is kept until its response begins, to be sent again; for a larger one, the client is asked to send it again. By
@@ -349,6 +356,7 @@ def _route_configuration(timeout_s: float, documents: Mapping[str, str], *, rest
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
         "request_headers_to_remove": [ROUTE_HEADER, MODEL_HEADER],
+        "request_headers_to_add": [_CALLER_HEADER],
         **({"max_direct_response_body_size_bytes": most} if documents else {}),
         "virtual_hosts": [
             {
