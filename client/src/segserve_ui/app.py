@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from segserve import errors
+from segserve.calls.prompts import read_prompts
 from segserve.exports.formats import FORMATS
 from segserve.platform import Cluster
 from segserve.results.images import picture
@@ -45,6 +47,7 @@ from segserve_ui.calls import calls
 from segserve_ui.guard import Guard, PageAccess
 from segserve_ui.history import describe_history
 from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, example_images
+from segserve_ui.prompts import Prompts
 from segserve_ui.rollouts import VERBS, RolloutsOverview, draw_pairs
 from segserve_ui.words import GONE, gone, page_text
 
@@ -246,6 +249,8 @@ def create_app(place: UiPlatform, access: PageAccess) -> tuple[Guard, Backend]:
         Route("/api/samples", page.samples),
         Route("/api/samples/{model}/{key}", page.sample),
         Route("/api/segment", page.segment, methods=["POST"]),
+        Route("/api/prompts", page.prompt, methods=["POST"]),
+        Route("/api/prompts/{image}", page.prompt_again, methods=["POST"]),
         Route("/api/compare", page.compare, methods=["POST"]),
         Route("/api/preview", page.preview, methods=["POST"]),
         Route("/api/calls", page.calls),
@@ -381,6 +386,19 @@ class _Page:
             await asyncio.to_thread(self._batches.keep, batch, number, name, result)
         return _json(await asyncio.to_thread(self._described, result, took_ms))
 
+    async def prompt(self, request: Request) -> Response:
+        model, prompts, name = _text(request, "model"), _prompts(request), secrets.token_urlsafe(9)
+        file = await self._image(request)
+        return await self._prompted(name, lambda: self._backend.prompt(name, prompts, model, image_content(file).image))
+
+    async def prompt_again(self, request: Request) -> Response:
+        name, prompts = request.path_params["image"], _prompts(request)
+        return await self._prompted(name, lambda: self._backend.prompt(name, prompts))
+
+    async def _prompted(self, name: str, ask: Callable[[], tuple[Any, float]]) -> Response:
+        answered = await asyncio.to_thread(lambda: self._described(*ask()))
+        return _json(answered | {"image": name})
+
     async def compare(self, request: Request) -> Response:
         first, second = _text(request, "first"), _text(request, "second")
         image = await self._image(request)
@@ -400,7 +418,8 @@ class _Page:
         model, name = _text(request, "model"), _text(request, "name")
         caller = await asyncio.to_thread(self._backend.caller, model, await self._pools.get())
         score = _score(request, "score_threshold")
-        return JSONResponse({"calls": calls(caller, model, name, score)})
+        prompts = _prompts(request)
+        return JSONResponse({"calls": calls(caller, model, name, score, prompts if prompts.given else None)})
 
     async def export(self, request: Request) -> Response:
         kind = FORMATS.get(request.path_params["format"])
@@ -497,6 +516,12 @@ def _score(request: Request, name: str) -> float | None:
     if not 0 <= value <= 1:
         raise BadRequestError(f"{name} must be a number from 0 to 1, got {text!r}")
     return value
+
+
+def _prompts(request: Request) -> Prompts:
+    given = request.query_params
+    found = read_prompts(given.getlist("point"), given.getlist("background"), given.get("box"))
+    return Prompts(tuple(found), bool(given.get("multimask")))
 
 
 def _number(request: Request, name: str) -> int | None:

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from segserve.calls.endpoint import URL_VARIABLE
 from segserve.client import Client
 from segserve.errors import GatewayUnreachableError
 from segserve.platform import PlatformRef
 from segserve.results.images import ImageLike
+from segserve.results.objects import InstanceResult
 from segserve.results.result import Result
 from segserve_common.errors import SegserveError
 from segserve_operator.api.triton_pool import TritonPoolSpec
@@ -23,7 +24,12 @@ from segserve_platform.platforms.errors import NoPlatformError
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import MetricsSource
 from segserve_platform.platforms.port import MODEL, Json, Platform
+from segserve_ui.answers import GoneAnswerError
 from segserve_ui.calls import Caller
+from segserve_ui.prompts import PromptedImages, Prompts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TIMEOUT_S: Final = 60.0
 HEADROOM_BYTES: Final = 4096
@@ -57,6 +63,7 @@ class Backend:
         self.place = place
         self._gateways: dict[str, _OpenGateway] = {}
         self._lock = threading.Lock()
+        self._prompted = PromptedImages()
 
     def segment(
         self, model: str, image: ImageLike, score_threshold: float | None = None, frame: int | None = None
@@ -88,6 +95,26 @@ class Backend:
         classes = [{"class": class_name(number, names), "agreement": value} for number, value in found.classes.items()]
         only = [sum(found.stable_only), sum(found.candidate_only)]
         return sides, {"value": found.value, "classes": sorted(classes, key=_agreement), "only": only}
+
+    def prompt(
+        self, name: str, prompts: Prompts, model: str = "", content: bytes | Image = b""
+    ) -> tuple[InstanceResult, float]:
+        """Return the answer to all prompts of an object in an image, and how long it took in milliseconds.
+
+        With a model the image is opened by the name, by which it is kept for further prompts. Raises
+        `GoneAnswerError` if it was forgotten, and as `PromptedImage.click` does.
+        """
+
+        def answer(client: Client | None) -> InstanceResult:
+            with self._prompted.taken(name, client, model, content) as image:
+                return image.ask(*prompts.given, multimask=prompts.multimask)
+
+        if not model:
+            try:
+                return _timed(lambda: answer(None))
+            except GatewayUnreachableError as error:
+                raise GoneAnswerError(f"open the image again: {error.message}") from error
+        return self._with_gateway(model, lambda gateway: _timed(lambda: answer(gateway.client)))
 
     def pools(self) -> list[Json]:
         """Return the pools' manifests; none for a user that may send requests, but not read pools."""
@@ -128,6 +155,7 @@ class Backend:
                 dropped = self._gateways.pop(key, None)
             if dropped is not None:
                 dropped.stack.close()
+                self._prompted.forget()
             return call(self._gateway(model))
 
     def _gateway(self, model: str) -> _OpenGateway:

@@ -47,7 +47,7 @@ class ModelsList:
         self._tasks: dict[str, tuple[list[Json], str]] = {}
 
     def describe(self, found: StoredModels) -> Json:
-        """Return `models`, and `examples`: names of images by model."""
+        """Return `models`, with `prompts` if clicks and boxes select their objects, and `examples`: images by model."""
         stored = {each["metadata"]["name"]: each for each in found.manifests}
         return {
             "models": [
@@ -55,6 +55,7 @@ class ModelsList:
                     "name": each["metadata"]["name"],
                     "task": self._task(each, stored),
                     "state": state_of_model(each, runs=found.runs),
+                    "prompts": "decoder" in each["spec"],
                 }
                 for each in found.manifests
             ],

@@ -29,6 +29,7 @@ _TASKS: Final[Mapping[str, frozenset[Task]]] = {
     "score_threshold": _SCORED,
     "max_detections": _SCORED,
     "encoding": frozenset({"semantic", "instance", "panoptic"}),
+    **dict.fromkeys(("points", "point_labels", "prompt_boxes", "multimask"), frozenset({"instance"})),
 }
 """The tasks whose models take an option."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,28 @@ class Prompt:
     def parameters(self) -> dict[str, Parameter]:
         """Return the request parameters."""
         return {"multimask": True} if self.multimask else {}
+
+
+def read_prompts(
+    points: Iterable[str], others: Iterable[str], box: str | None, *, prefix: str = ""
+) -> list[Click | Box]:
+    """Return the prompts of `X,Y` for points of the object and others, and of `X,Y,WIDTH,HEIGHT`.
+
+    `prefix` begins the names of options in errors. Raises `BadRequestError` for other texts.
+    """
+
+    def numbers(option: str, text: str, form: str) -> list[float]:
+        try:
+            found = [float(number) for number in text.split(",")]
+        except ValueError:
+            found = []
+        if len(found) != len(form.split(",")):
+            raise BadRequestError(f"{prefix}{option} is {text!r}; allowed: {form}, in pixels of the image")
+        return found
+
+    clicks = [Click(x, y) for x, y in (numbers("point", text, "X,Y") for text in points)]
+    clicks += [Click(x, y, foreground=False) for x, y in (numbers("background", text, "X,Y") for text in others)]
+    return [*clicks, *([Box(*numbers("box", box, "X,Y,WIDTH,HEIGHT"))] if box else [])]
 
 
 def _check_numbers(what: str, *numbers: Any) -> None:

@@ -34,8 +34,8 @@ def task(result: AnnotatedResult, image: str, *, shapes: Shapes) -> Json:
     """Return a task for the image at a URL, with one prediction; see `Segmentation.to_label_studio`."""
     annotations = list(foreground(result.annotations()))
     scores = [one.score for one in annotations if one.score is not None]
-    regions = [region for one in annotations for region in _regions(one, result.size, shapes)]
-    prediction: Json = {"model_version": result.revision, "result": regions}
+    found = [region for one in annotations for region in regions(one, result.size, shapes)]
+    prediction: Json = {"model_version": result.revision, "result": found}
     if scores:
         prediction["score"] = sum(scores) / len(scores)
     return {"data": {"image": image}, "predictions": [prediction]}
@@ -94,7 +94,8 @@ def _header(count: int) -> NDArray[np.uint8]:
     return np.frombuffer(text.encode(), np.uint8) - ord("0")
 
 
-def _regions(annotation: Annotation, size: tuple[int, int], shapes: Shapes) -> Iterator[Json]:
+def regions(annotation: Annotation, size: tuple[int, int], shapes: Shapes) -> Iterator[Json]:
+    """Yield the regions of an annotation in an image of `size`, height and width, for `labelling_config`."""
     height, width = size
     percent = np.array([100 / width, 100 / height])
     name = f"object-{annotation.number}"

@@ -27,6 +27,8 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "batch": ("batch:batch", "Segment images of any size, tile by tile."),
         "ui": ("page:ui", "Serve a web page on this machine: segment images, compare two models, follow models, "
                "rollouts and samples."),
+        "annotate": ("annotate:annotate", "Serve models to Label Studio and CVAT: pre-labels of any model, and objects "
+                     "under clicks of promptable ones."),
     },
     "Models": {
         "apply": ("resources:apply", "Create or change all models and pools in the files, or none if one is invalid."),

@@ -50,6 +50,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "segserve ui --port 8090 --no-open",
         "segserve ui -n vision --prometheus http://localhost:9090",
     ),
+    "annotate": (
+        "segserve annotate coins sam --label-studio http://127.0.0.1:8081",
+        "segserve annotate coins --port 9000 --allow https://images.example.org",
+    ),
     "version": ("segserve version", "segserve version -o json", "segserve version --client"),
     "export": (
         "segserve export net.py:make --weights best.pth --family semantic-logits --classes background,road "

@@ -58,11 +58,15 @@ def openapi(
 def _described(manifest: Json, stored: Mapping[str, Json]) -> DescribedModel:
     from segserve_builder.openapi import DescribedModel
     from segserve_builder.steps.postprocess import check_postprocess
+    from segserve_builder.steps.prompts import MULTIMASK_PARAMETER, PROMPT_PARAMETERS
 
     pipeline = stored_pipeline(manifest, stored)
+    options: tuple[str, ...] = pipeline.output.overrides
+    if pipeline.decoder is not None:
+        options = (*({"encoding"} & {*options}), *PROMPT_PARAMETERS, MULTIMASK_PARAMETER)
     return DescribedModel(
         pipeline.model,
         check_postprocess(pipeline),
         tuple((item.id, item.name) for item in pipeline.classes),
-        pipeline.output.overrides,
+        options,
     )

@@ -176,7 +176,9 @@ def predict(
     _check_targets(masks, coco)
     if selection.skipped:
         typer.echo(_left_out(selection.skipped), err=True)
-    prompts = _prompts(point or [], background or [], box)
+    from segserve.calls.prompts import read_prompts
+
+    prompts = read_prompts(point or [], background or [], box, prefix="--")
     if prompts and (score_threshold, max_detections, encoding) != (None, None, None):
         raise CommandError("--score-threshold, --max-detections and --encoding are not for prompts; leave them out")
     options = SegmentKeywords(score_threshold=score_threshold, max_detections=max_detections, encoding=encoding)
@@ -254,30 +256,6 @@ def _outcome(ask: Ask, image: ImageFile, number: int, targets: OutputTargets) ->
         *content.notes(image, image.path, targets.info, in_tiles=bool(notes)),
     ]
     return ImageOutcome(image, result, document, notes=notes, at_limit=result.at_limit)
-
-
-def _prompts(points: Sequence[str], others: Sequence[str], box: str | None) -> list[Click | Box]:
-    """Return the prompts that options describe; raises `CommandError` for a text that is none."""
-    from segserve.calls.prompts import Box, Click
-
-    def numbers(option: str, text: str, form: str) -> list[float]:
-        try:
-            found = [float(number) for number in text.split(",")]
-        except ValueError:
-            found = []
-        if len(found) != len(form.split(",")):
-            raise CommandError(f"{option} is {text!r}; allowed: {form}, in pixels of the image")
-        return found
-
-    found: list[Click | Box] = []
-    for option, texts in (("--point", points), ("--background", others)):
-        for text in texts:
-            x, y = numbers(option, text, "X,Y")
-            found.append(Click(x, y, foreground=option == "--point"))
-    if box is not None:
-        x, y, width, height = numbers("--box", box, "X,Y,WIDTH,HEIGHT")
-        found.append(Box(x, y, width, height))
-    return found
 
 
 def _prompted(client: Client, name: str, prompts: Sequence[Click | Box], image: ImageLike) -> tuple[Result, list[str]]:

@@ -2,9 +2,9 @@
 
 /** An error in the server's words; `gone` if the page's server or the platform behind it is: the banner says that. */
 export class ApiError extends Error {
-  constructor(message, gone = false) {
+  constructor(message, gone = false, kind = "") {
     super(message);
-    this.gone = gone;
+    Object.assign(this, { gone, kind });
     if (gone) document.dispatchEvent(new Event("gone"));
   }
 
@@ -14,7 +14,8 @@ export class ApiError extends Error {
 
 /** Return the response; throws an `ApiError` with the server's own words. */
 async function send(path, given, options) {
-  const query = new URLSearchParams(Object.entries(given).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+  const all = Object.entries(given).flatMap(([name, value]) => [value].flat().map((each) => [name, each]));
+  const query = new URLSearchParams(all.filter(([, value]) => value !== null && value !== undefined && value !== ""));
   let response;
   try {
     response = await fetch(`${path}${query.size ? `?${query}` : ""}`, { ...options, headers: { authorization: `Bearer ${sessionStorage.getItem("token")}` } });
@@ -24,7 +25,7 @@ async function send(path, given, options) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  throw new ApiError(body.error ?? `the page's server answered ${response.status}`, body.gone);
+  throw new ApiError(body.error ?? `the page's server answered ${response.status}`, body.gone, body.kind);
 }
 
 export const get = async (path, given = {}) => (await send(path, given, {})).json();

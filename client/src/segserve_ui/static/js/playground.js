@@ -5,6 +5,7 @@ import { alert, copyButton, fill, h, notice, save, swatch, watch } from "./dom.j
 import { gallery, gather } from "./gallery.js";
 import { noModel } from "./models.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
+import { Prompts } from "./prompts.js";
 import { chooser, droppable, examplesOf, invitation, photograph, refused, source, stepper } from "./source.js";
 import { percent, pixels, summary } from "./summary.js";
 import { scrubber } from "./video.js";
@@ -32,6 +33,8 @@ export function playground(main, given, go) {
   const controls = h("div", { class: "row" });
   const problem = h("div", {});
   droppable(stage);
+  const prompts = new Prompts(top, () => segment(), () => paint());
+  const isPromptable = () => Boolean(state.seen?.models.find((model) => model.name === state.model)?.prompts);
 
   main.replaceChildren(
     h("div", { class: "head" },
@@ -42,14 +45,18 @@ export function playground(main, given, go) {
   async function segment() {
     request?.abort();
     if (!source.file) Object.assign(state, { answer: null, layers: null, error: "", busy: false });
-    if (!source.file || !state.model) { request = null; draw(); return; }
+    if (!source.file || !state.model || !state.seen) { request = null; draw(); return; }
+    const clicked = isPromptable();
+    if (prompts.begin(state.model) && clicked) Object.assign(state, { answer: null, layers: null });
     const mine = new AbortController();
     request = mine;
     state.busy = true;
     draw();
     try {
-      const answer = await (await post("/api/segment", { model: state.model, frame: source.frame }, source.file, mine.signal)).json();
+      const answer = clicked ? await prompts.answer(state.model, mine.signal)
+        : await (await post("/api/segment", { model: state.model, frame: source.frame }, source.file, mine.signal)).json();
       if (request !== mine || over) return;
+      if (clicked) prompts.answered(answer);
       const scores = answer.objects.map((object) => object.score).filter((score) => score !== null);
       const least = answer.kind === "semantic" || !scores.length ? 0 : Math.floor(Math.min(...scores) * 100) / 100;
       Object.assign(state, { answer, error: "", lowest: least, least, hidden: new Set(), under: -1, pinned: -1 });
@@ -58,11 +65,13 @@ export function playground(main, given, go) {
       loadCalls();
     } catch (error) {
       if (error.name === "AbortError" || request !== mine || over) return;
-      Object.assign(state, { answer: null, layers: null, error: error.text ?? error.message });
+      state.error = error.text ?? error.message;
+      if (clicked && state.answer) prompts.restore();  // what was answered stays
+      else Object.assign(state, { answer: null, layers: null });
     }
     state.busy = false;
     draw();
-    if (state.answer) drawView();
+    if (state.answer && !state.error) drawView();
   }
 
   /** Make the layers for the present room. */
@@ -76,38 +85,40 @@ export function playground(main, given, go) {
 
   function paint() {
     const { answer, layers } = state;
-    if (!layers) return;
+    if (!layers) { prompts.paint(); return; }
     state.shown = shownObjects(answer, state.lowest, state.hidden);
     layers.paint(top, { shown: state.shown, colours: coloursOf(answer, settings.byClass), opacity: settings.opacity,
       bright: new Set([state.under, state.pinned].filter((index) => index >= 0)) });
     top.setAttribute("aria-label", `${answer.model} found ${summary(answer, state.shown) || "nothing"} in ${source.name}`);
+    top.dataset.busy = state.busy;
     top.dataset.shown = state.shown.filter(Boolean).length;
     for (const canvas of [picture, top]) canvas.style.width = `${fitted(answer, stage.clientWidth || layers.width)}px`;
+    prompts.paint();
   }
 
   function draw() {
     if (over) return;
-    gather(source.images, source.at, state.model);
+    gather(isPromptable() ? [] : source.images, source.at, state.model);
     fill(controls,
       h("label", { class: "field" }, "Model",
         h("select", { "data-key": "model", onchange: (event) => { state.model = event.target.value; go({ model: state.model }); segment(); } },
           (state.seen?.models ?? []).map((model) => h("option", { value: model.name, selected: model.name === state.model }, model.name + (model.state.serves ? "" : ` (${model.state.word})`))))),
       source.file ? [stepper(), chooser("Other files")] : null);
     fill(problem, state.error ? alert(state.error) : null);
-    callsCard.hidden = !state.answer;
+    callsCard.hidden = !state.answer || (isPromptable() && !prompts.given.length);
     if (!source.file) {
       fill(stage, state.seen && !state.seen.models.length ? noModel() : state.seen ? invitation(examplesOf(state.seen, state.model)) : h("p", { class: "soft" }, "Looking for models"));
       fill(caption);
       fill(panel, h("section", {}, h("h2", {}, "Answer"), h("p", { class: "soft" }, "Classes, objects, downloads and the calls that give the same answer appear here.")));
       return;
     }
-    if (!stage.contains(picture)) fill(stage, picture, top, tip);
+    if (!stage.contains(picture)) fill(stage, picture, top, prompts.marks, tip);
     if (!state.layers) {
       photograph(picture, ...displaySize(source.bitmap, Math.max(stage.clientWidth, 200)));
       top.getContext("2d").clearRect(0, 0, top.width, top.height);
     }
     stage.querySelector(".busy")?.remove();
-    if (state.busy) stage.append(h("span", { class: "tag moving busy" }, "Segmenting"));
+    if (state.busy && !(isPromptable() && state.answer)) stage.append(h("span", { class: "tag moving busy" }, "Segmenting"));
     if (!state.answer) {
       fill(caption, state.busy ? "Waiting for the answer" : source.name);
       fill(panel, h("section", {}, h("h2", {}, "Answer"), h("p", { class: "soft" }, state.busy ? "The model is at work." : "There is no answer.")));
@@ -122,19 +133,20 @@ export function playground(main, given, go) {
     const { answer } = state;
     paint();
     fill(caption,
-      h("span", {}, h("strong", {}, summary(answer, state.shown) || "nothing")),
+      h("span", {}, h("strong", {}, summary(answer, state.shown) || (isPromptable() && !prompts.given.length ? "click on an object" : "nothing"))),
       h("span", {}, `${source.name}, ${answer.width} × ${answer.height}`),
       h("span", {}, `answered in ${Math.round(answer.tookMs)} ms by `, h("span", { class: "mono" }, answer.revision)),
       answer.atLimit ? h("span", {}, "as many objects as the limit (maxDetections of output or a stage): there may be more") : null,
       answer.strange ? h("span", {}, `${answer.strange.flagged ? "unlike" : "like"} the images that the model was made for (${answer.strange.score.toFixed(2)} of ${answer.strange.threshold.toFixed(2)})`) : null);
     const scrolled = parts.querySelector(".objects")?.scrollTop ?? 0;
-    fill(parts, legend(answer), answer.kind === "semantic" ? null : objects(answer), pinned(answer), downloads(answer));
+    const nothing = isPromptable() && !answer.objects.length;
+    fill(parts, isPromptable() ? prompts.controls() : null, nothing ? null : legend(answer), nothing || answer.kind === "semantic" ? null : objects(answer), pinned(answer), nothing ? null : downloads(answer));
     parts.querySelector(".objects")?.scrollTo(0, scrolled);
   }
 
   function drawView() {
     const { answer } = state;
-    const scores = answer.objects.some((object) => object.score !== null) && answer.kind !== "semantic";
+    const scores = answer.objects.some((object) => object.score !== null) && answer.kind !== "semantic" && !isPromptable();
     fill(view, h("h2", {}, "View"),
       scores ? slider("Score from", "score", state.lowest, Math.min(state.least, 0.99), (value) => { state.lowest = value; changed(); clearTimeout(callsTimer); callsTimer = setTimeout(loadCalls, 250); }) : null,
       slider("Opacity", "opacity", settings.opacity, 0, (value) => { settings.opacity = value; paint(); }),
@@ -231,7 +243,7 @@ export function playground(main, given, go) {
     if (!answer) return;
     const score = answer.kind !== "semantic" && state.lowest > state.least ? state.lowest : null;
     try {
-      state.calls = (await get("/api/calls", { model: answer.model, name: source.name, score_threshold: score })).calls;
+      state.calls = (await get("/api/calls", { model: answer.model, name: source.name, score_threshold: score, ...(isPromptable() ? prompts.parameters : {}) })).calls;
     } catch (error) {
       state.calls = [{ title: "Call", text: `# ${error.message}` }];
     }
@@ -271,16 +283,17 @@ export function playground(main, given, go) {
     tip.style.top = `${Math.max(4, Math.min(event.clientY - area.top + 14, area.height - tip.offsetHeight - 8))}px`;
   }
 
-  top.addEventListener("pointermove", (event) => { if (state.layers) hover(under(event), event); });
+  top.addEventListener("pointermove", (event) => { if (state.layers && !prompts.drag) hover(under(event), event); });
   top.addEventListener("pointerleave", (event) => hover(-1, event));
   top.addEventListener("click", (event) => {
+    if (isPromptable()) return;
     const index = state.layers ? under(event) : -1;
     if (index >= 0 || state.pinned >= 0) pin(index >= 0 ? index : state.pinned);
   });
   top.addEventListener("keydown", (event) => {
     const order = state.shown.map((is, index) => (is ? index : -1)).filter((index) => index >= 0);
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step || !order.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!step || !order.length || isPromptable() || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     state.pinned = order[(Math.max(order.indexOf(state.pinned), step > 0 ? -1 : 0) + step + order.length) % order.length];
     changed();

@@ -10,9 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from typer.main import get_command
 
+from segserve import Box, Click
 from segserve.platform import Cluster, Local
 from segserve_platform.cli.app import app
 from segserve_ui.calls import Caller, calls
+from segserve_ui.prompts import Prompts
 
 URL = "http://127.0.0.1:8080"
 NAMES = ["photo.jpg", "a b.png", 'it\'s "one".png', "$(rm -rf).png", "-o.png", "ü\n.png"]
@@ -69,3 +71,32 @@ def test_python_trusts_the_private_authority() -> None:
     assert 'Client("https://here:1", tls=Tls(ca_file="/ca.pem"))' in text
     assert "import Client, Tls" in text
     assert "score_threshold" not in text
+
+
+CLICKED = Prompts((Click(120, 80), Click(200.25, 90, foreground=False), Box(20, 30, 200, 150)), multimask=True)
+
+
+def test_the_prompts_of_a_call_are_those_of_the_page() -> None:
+    found = {each["title"]: each["text"] for each in calls(Caller(Local(), URL), "sam", "photo.jpg", None, CLICKED)}
+
+    (asked,) = (
+        node
+        for node in ast.walk(ast.parse(found["Python"]))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "ask"
+    )
+    names = {"Box": Box, "Click": Click}
+    assert tuple(eval(ast.unparse(each), names) for each in asked.args) == CLICKED.given
+    assert [(each.arg, ast.literal_eval(each.value)) for each in asked.keywords] == [("multimask", True)]
+    query = parse_qs(urlsplit(shlex.split(found["curl"])[-1]).query)
+    assert query == {
+        "points": ["120,80;200.25,90"],
+        "point_labels": ["1;0"],
+        "prompt_boxes": ["20,30,220,180"],
+        "multimask": ["true"],
+    }
+    assert "Command line" not in found  # which has one mask of each object
+    alone = calls(Caller(Local(), URL), "sam", "photo.jpg", None, Prompts(CLICKED.given))
+    words = shlex.split(alone[2]["text"])
+    assert words[words.index("--point") :] == [
+        *("--point", "120,80", "--background", "200.25,90", "--box", "20,30,200,150")
+    ]

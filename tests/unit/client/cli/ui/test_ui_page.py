@@ -28,7 +28,8 @@ from fakes import rollout_records as records
 from fakes import sheets
 from fakes.comparator import running_comparator
 from fakes.control import FAILED, ClusterHarness, Harness, LocalHarness, answering, status
-from fakes.kserve import Fault, Gateway
+from fakes.kserve import Fault, Gateway, Model, items
+from fakes.tcp_relay import TcpRelay
 from segserve import Client
 from segserve_common.kserve import Tensor
 from segserve_operator.adapters.local.request_history import RequestHistory
@@ -46,7 +47,7 @@ from segserve_ui.models import ModelsList, ModelsOverview, StoredModels, state_o
 from segserve_ui.rollouts import VERBS, describe_rollout
 from segserve_ui.server import serving
 
-from ...conftest import CLASSES, HEIGHT, WIDTH
+from ...conftest import CLASSES, HEIGHT, INSTANCE, WIDTH, parameters
 from ..conftest import conditions, model
 from .conftest import EXAMPLE, Page, entered
 
@@ -72,6 +73,33 @@ async def test_a_platform_that_came_back_at_another_address_is_found(
         urls = iter(["http://127.0.0.1:1", url])
         async for page in entered(harness, lambda _: nullcontext(next(urls))):
             assert (await page.segment(photo))["status"] == 200
+
+
+async def asked(page: Page, path: str, content: bytes = b"") -> tuple[int, str]:
+    """Return the status, and the id of the image that was asked about, or the kind of the error."""
+    answer = await page.client.post(path, content=content)
+    return answer.status_code, answer.json().get("image") or answer.json()["kind"]
+
+
+async def test_an_image_of_a_gateway_that_came_back_at_another_address_is_to_be_opened_again(
+    harness: Harness, gateway: Gateway, photo: bytes
+) -> None:
+    answers = {"SIZE": np.array([HEIGHT, WIDTH], np.int32), "BOXES": np.zeros((0, 4), np.float32)}
+    answers |= {"SCORES": np.zeros(0, np.float32), "CLASSES": np.zeros(0, np.int32), "MASKS": items()}
+    answers |= {"REVISION": items(b"sam-1"), "EMBEDDING_ID": items(b"sam-1.1")}
+    gateway.models["discs"] = Model([*INSTANCE, "EMBEDDING_ID"], parameters("sam-1"), lambda _: answers)
+    with gateway.http() as url:
+        relay = TcpRelay(("127.0.0.1", int(url.rpartition(":")[2])))
+        urls = iter([f"http://127.0.0.1:{relay.port}", url])
+        async for page in entered(harness, lambda _: nullcontext(next(urls))):
+            opened = await asked(page, "/api/prompts?model=discs", photo)
+            again = await asked(page, f"/api/prompts/{opened[1]}?point=1,2")
+            relay.close()
+            lost = [await asked(page, f"/api/prompts/{opened[1]}?point=1,2") for _ in range(2)]
+            anew = await asked(page, "/api/prompts?model=discs&point=1,2", photo)
+
+    assert (opened[0], again, anew[0]) == (200, opened, 200)
+    assert lost == [(404, "GoneAnswerError")] * 2
 
 
 @pytest.mark.parametrize(
@@ -113,12 +141,22 @@ async def test_a_model_that_is_not_there_is_named(page: Page, photo: bytes) -> N
         ("/api/segment?model=discs", "the request has no image: its body is empty"),
         ("/api/compare?first=coins", "the request has no second"),
         ("/api/preview", "the request has no image: its body is empty"),
+        ("/api/prompts?model=discs&point=1", "point is '1'; allowed: X,Y, in pixels of the image"),
+        ("/api/prompts/x?background=1,x", "background is '1,x'; allowed: X,Y, in pixels of the image"),
+        ("/api/prompts/x?box=1,2,0,4", "a box needs a width and height above 0, got 0.0 x 4.0"),
+        ("/api/prompts/x?point=nan,2", "a click needs finite numbers, got nan, 2.0"),
     ],
 )
 async def test_what_is_missing_or_wrong_in_a_request_is_said(page: Page, path: str, text: str) -> None:
     answer = await page.client.post(path)
 
     assert (answer.status_code, answer.json()["error"]) == (400, text)
+
+
+async def test_an_image_that_is_no_longer_kept_is_named_for_the_page_to_open_it_again(page: Page) -> None:
+    answer = await page.client.post("/api/prompts/gone?point=1,2")
+
+    assert (answer.status_code, answer.json()["kind"]) == (404, "GoneAnswerError")
 
 
 @pytest.mark.parametrize("declared", [True, False])
