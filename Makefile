@@ -26,7 +26,7 @@ SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: cluster-build e2e-kind exporters cluster-up cluster-down same write tiers
+.PHONY: cluster-build e2e-kind annotators exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-rollout-peers bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
@@ -77,6 +77,12 @@ $(VENV)/pydensecrf.stamp: constraints.txt | $(VENV)/dev.stamp system
 $(VENV)-peers/stamp: tests/peers.lock | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV)-peers
 	$(call INSTALL,$(VENV)-peers) --no-deps --requirement tests/peers.lock
+	touch $@
+
+# Label Studio, which `segserve annotate` serves models to, and CVAT's schema, in processes of their own.
+$(VENV)-annotators/stamp: tests/annotators.lock | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)-annotators
+	$(call INSTALL,$(VENV)-annotators) --no-deps --requirement tests/annotators.lock
 	touch $@
 
 # The exporters of networks, which are no dependency of anything: their own process, their own versions.
@@ -163,7 +169,7 @@ test-native: export SEGSERVE_TRITON := $(abspath $(TRITON))
 test-native: kernels  ## Families, changes, crashes and loads on another Triton: TRITON=folder with backends/, and with bin/tritonserver or without
 	$(TIER) native
 
-test-oracles: oracles peers exporters kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
+test-oracles: oracles peers annotators exporters kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
 	$(TIER) oracles
 
 test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
@@ -206,6 +212,8 @@ kernels: $(VENV)/dev.stamp  ## Compile the kernels, once for all processes and f
 	$(BIN)/python -m segserve_builder.kernels
 
 peers: $(VENV)-peers/stamp  ## Servers that artifacts come from, and the tools that read exports
+
+annotators: $(VENV)-annotators/stamp  ## Label Studio, and CVAT's schema
 
 exporters: $(VENV)-exporters/stamp $(VENV)-exporters/imgly.stamp  ## Ultralytics, RF-DETR, transformers, segmentation_models_pytorch and others, whose files are served
 
@@ -316,4 +324,4 @@ locks: | $(UV)  ## Write what the images, local runtimes and releases install, w
 	  } > $(OUT)/runtime.lock && mv $(OUT)/runtime.lock $$lock || exit 1; done
 
 clean:  ## Remove what was made here (not the cache in ~/.cache/segserve)
-	rm -rf $(VENV) $(VENV)-uv $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-exporters $(VENV)-client-* $(VENV)-python* $(VENV)-gpu $(VENV)-rivals $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-uv $(VENV)-numpy1 $(VENV)-debian $(VENV)-peers $(VENV)-annotators $(VENV)-exporters $(VENV)-client-* $(VENV)-python* $(VENV)-gpu $(VENV)-rivals $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

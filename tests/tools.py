@@ -16,6 +16,7 @@ from cluster import kind
 ROOT: Final = Path(__file__).parent.parent
 DEBIAN_PYTHON: Final = ROOT / ".venv-debian/bin/python"
 EXPORTERS: Final = ROOT / ".venv-exporters/bin/python"
+ANNOTATORS: Final = ROOT / ".venv-annotators/bin"
 PEERS: Final = ROOT / ".venv-peers/bin"
 PEER_PACKAGES: Final = ROOT / ".venv-peers/lib/python3.11/site-packages"
 CACHE: Final = Path.home() / ".cache/segserve"
@@ -47,6 +48,7 @@ def _program(name: str, package: str = "") -> Tool:
 TOOLS: Final[Mapping[str, Tool]] = {
     "torchvision": Tool("Debian's torchvision", DEBIAN_PYTHON.is_file, "make oracles"),
     "exporters": Tool("the environment of exporters", (EXPORTERS.parents[1] / "imgly.stamp").is_file, "make exporters"),
+    "annotators": Tool("the environment of Label Studio", (ANNOTATORS / "python").is_file, "make annotators"),
     "peers": Tool("the environment of peers", (PEERS / "python").is_file, "make peers"),
     "torchmetrics": Tool(
         "torchmetrics in the environment of peers", (PEER_PACKAGES / "torchmetrics").is_dir, "make peers"

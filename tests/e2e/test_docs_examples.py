@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bench.platform import ROOT, Running
+from bench.platform import MODELS, ROOT, Running, platform
 from bench.ports import free_port
 from fakes.docs import PAGES, Block, blocks
 
@@ -31,8 +32,15 @@ def program(found: list[Block]) -> str:
     return "\n".join(parts)
 
 
+@pytest.fixture(scope="module")
+def examples() -> Iterator[Running]:
+    """All models that pages name, served."""
+    with platform(MODELS, ROOT / "examples/prompt/model.yaml") as running:
+        yield running
+
+
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_example_of_a_page_runs(page: Path, coins: Running, tmp_path: Path) -> None:
+def test_every_example_of_a_page_runs(page: Path, examples: Running, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "token.txt").write_text("0123\n")
     with Image.open(ROOT / "examples/coins/coins.png") as photo:
@@ -43,7 +51,7 @@ def test_every_example_of_a_page_runs(page: Path, coins: Running, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program(RUN[page])],
         cwd=tmp_path,
-        env=own | {"SEGSERVE_URL": coins.url, "SEGSERVE_STATE": str(coins.state)},
+        env=own | {"SEGSERVE_URL": examples.url, "SEGSERVE_STATE": str(examples.state)},
         capture_output=True,
         text=True,
         check=False,

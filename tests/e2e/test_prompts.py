@@ -5,33 +5,40 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import yaml
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from bench.coins import variant, write
 from bench.platform import ROOT, Running, platform
 from fakes.cluster_models import pool
+from fakes.page_browser import chromium, silent
 from fakes.pipelines import pipeline_of
-from networks.prompts import write as write_networks
-from raw_inference import RawRequest, image, send
+from fakes.waiting import until
+from fakes.watching import Watched
+from networks.prompts import DISC, SQUARE, scene, shows, written_by_init
+from raw_inference import PROTOCOLS, Protocol, RawRequest, image, send
 from segserve import AsyncClient, BadRequestError, Box, Click, Client, EmbeddingLostError
 from segserve.errors import http_error
 from segserve.results.masks import EncodedMask
 from segserve_builder.kernels.rle_reader import decode_bitmap
+from segserve_builder.spec.names import CALLER_HEADER
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.prompts import PromptDecoder, PromptInputs
+from segserve_platform.cli.options import PlatformOptions
+from segserve_platform.cli.page import page as page_of
+from segserve_ui.guard import PageAccess
 from tools import EXPORTERS
 
 LONGEST = {"mode": "shortSide", "size": 1024, "maxSize": 1024, "multipleOf": 1024, "padding": "zeros"}
@@ -106,43 +113,23 @@ def differences(
         yield f"{pixels} pixels, score {distance:.4f} off" if pixels or distance > 1e-3 else ""
 
 
-def scene() -> Image.Image:
-    """Return an image of 200 x 120 pixels with a red disc and a green square."""
-    image = Image.new("RGB", (200, 120), (10, 20, 30))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((20, 20, 80, 80), fill=(200, 30, 30))
-    draw.rectangle((110, 40, 180, 100), fill=(30, 200, 60))
-    return image
-
-
-DISC, SQUARE = (50, 50), (150, 60)
+HELD = {"strategy": "canary", "steps": [{"weight": 50, "pause": True}], "gates": [], "shadow": {"enabled": False}}
 
 
 @pytest.fixture(scope="module")
 def photo_of_both() -> bytes:
-    file = io.BytesIO()
-    scene().save(file, "PNG")
-    return file.getvalue()
+    return scene()
 
 
 @pytest.fixture(scope="module")
-def served(photo_of_both: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """What `segserve init` writes for two files, with a cache of 31 embeddings."""
     folder = tmp_path_factory.mktemp("prompts")
-    encoder, decoder = write_networks(folder)
-    (folder / "photos").mkdir()
-    (folder / "photos/both.png").write_bytes(photo_of_both)
-    init = [sys.executable, "-m", "segserve_platform.cli", "init", "photos", encoder, "--decoder", decoder]
-    subprocess.run([*init, "--name", "sam", "-o", "sam"], cwd=folder, check=True, capture_output=True)
-    sam = yaml.safe_load((folder / "sam/model.yaml").read_text())
+    sam = written_by_init(folder)
     sam["spec"]["decoder"]["embeddingsMebibytes"] = 1
     resources = write(folder / "sam/models.yaml", pool(gateway={"sessionAffinity": {}}), sam, variant())
     with platform(resources) as running:
         yield running
-
-
-def shows(mask: NDArray[Any], *places: tuple[int, int]) -> list[bool]:
-    return [bool(mask[y, x]) for x, y in places]
 
 
 @pytest.mark.platform
@@ -199,6 +186,40 @@ def test_an_unknown_id_is_an_error_of_its_own(served: Running) -> None:
 
 
 @pytest.mark.platform
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_id_is_of_the_caller_that_the_gateway_names(
+    served: Running, photo_of_both: bytes, protocol: Protocol
+) -> None:
+    """Servers believe the header, which only gateways can send: straight to them stands for a gateway."""
+    words = next(words for each in served.processes() if "tritonserver" in (words := each.cmdline())[0])
+    (port,) = (word.partition("=")[2] for word in words if word.startswith(f"--{protocol}-port="))
+    url = f"http://127.0.0.1:{port}"
+    sent = RawRequest([image(photo_of_both)], model="sam")
+    name = send(url, protocol, sent, {CALLER_HEADER: "key:team-a"}).arrays()["EMBEDDING_ID"][0]
+    by_id = RawRequest([image(name, name="EMBEDDING")], model="sam")
+
+    callers = [{CALLER_HEADER: "key:team-a"}, {CALLER_HEADER: "key:team-b"}, {CALLER_HEADER: ""}, {}]
+    found = [send(url, protocol, by_id, headers) for headers in callers]
+
+    assert found[0].message == ""
+    assert [each.status for each in found[1:]] == [found[1].status] * 3
+    assert ["send the image again" in each.message for each in found] == [False, True, True, True]
+
+
+@pytest.mark.platform
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", [CALLER_HEADER, "X-Segserve-Caller"])
+def test_a_caller_cannot_name_himself(served: Running, photo_of_both: bytes, name: str, protocol: Protocol) -> None:
+    request = RawRequest([image(photo_of_both)], {name: "key:team-a"}, model="sam")
+
+    found = [send(served.url, protocol, request, headers) for headers in ({}, {name.lower(): "key:team-a"})]
+    coins = send(served.url, protocol, RawRequest([image(photo_of_both)], model="coins"), {name.lower(): "key:team-a"})
+
+    assert ["gateways set the header" in each.message for each in found] == [True, True]
+    assert coins.message == ""
+
+
+@pytest.mark.platform
 def test_curl_clicks_by_the_query(served: Running, photo_of_both: bytes) -> None:
     url = f"{served.url}/v1/models/sam:segment?points={DISC[0]},{DISC[1]};{SQUARE[0]},{SQUARE[1]}&point_labels=1;0"
 
@@ -217,3 +238,183 @@ def test_an_image_is_not_sent_to_a_model_that_takes_no_click_or_needs_one(served
             client.prompt(photo, model="coins").click(5, 5)
         with pytest.raises(BadRequestError, match=r"use `Client\.prompt`"):
             client.segment(photo, model="sam")
+
+
+@pytest.fixture(scope="module")
+def access(served: Running) -> Iterator[PageAccess]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_STATE", str(served.state))
+        with page_of(PlatformOptions(local=True)) as found:
+            yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, access: PageAccess, photo_of_both: bytes) -> Iterator[Page]:
+    """The page with the scene open, before the first click."""
+    file = FilePayload(name="both.png", mimeType="image/png", buffer=photo_of_both)
+    # The warning is of the test, which reads the canvas.
+    with silent(browser, access.url, complaints=("willReadFrequently", "Failed to load resource")) as found:
+        found.get_by_role("combobox", name="Model").select_option("sam")
+        found.locator("input[type=file]").set_input_files(file)
+        found.get_by_role("img", name="sam found nothing").wait_for()
+        yield found
+
+
+def click(page: Page, x: float, y: float, **options: Any) -> None:
+    """Click on a place of the scene, in its pixels."""
+    area = page.locator("canvas.top").bounding_box()
+    assert area is not None
+    across, down = area["width"] / 200, area["height"] / 120
+    page.locator("canvas.top").click(position={"x": x * across, "y": y * down}, **options)
+
+
+def covered(page: Page, *places: tuple[int, int]) -> list[bool]:
+    """Return whether the masks on the page cover places of the scene that no prompt is drawn at."""
+    script = """(canvas, places) => places.map(([x, y]) => canvas.getContext("2d")
+        .getImageData(Math.floor(x * canvas.width / 200), Math.floor(y * canvas.height / 120), 1, 1).data[3] > 0)"""
+    found: list[bool] = page.locator("canvas.top").evaluate(script, [list(each) for each in places])
+    return found
+
+
+IN_BOTH = (35, 35), (170, 90)
+
+
+def answered(page: Page, prompts: str) -> list[bool]:
+    """Wait for the answer to so many prompts, and return where its masks are: on the disc, on the square."""
+    expect(page.get_by_text(prompts, exact=True)).to_be_visible()
+    expect(page.locator("canvas.top")).to_have_attribute("data-busy", "false")
+    return covered(page, *IN_BOTH)
+
+
+@pytest.mark.platform
+@pytest.mark.needs("chromium")
+def test_clicks_and_a_box_on_the_page_select_objects(page: Page, served: Running, photo_of_both: bytes) -> None:
+    sent: list[int] = []
+    page.on(
+        "request", lambda each: sent.append(len(each.post_data_buffer or b"")) if "/api/prompts" in each.url else None
+    )
+
+    click(page, *DISC)
+    seen = [answered(page, "1 prompt")]
+    click(page, *SQUARE)
+    seen.append(answered(page, "2 prompts"))
+    click(page, 140, 70, button="right")
+    seen.append(answered(page, "3 prompts"))
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").click()
+    seen.append(answered(page, "1 prompt"))
+    page.get_by_role("button", name="Clear").click()
+    seen.append(answered(page, "0 prompts"))
+    area = page.locator("canvas.top").bounding_box()
+    assert area is not None
+    page.mouse.move(area["x"] + area["width"] * 0.5, area["y"] + area["height"] * 0.25)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] * 0.95, area["y"] + area["height"] * 0.9, steps=5)
+    page.mouse.up()
+    seen.append(answered(page, "1 prompt"))
+
+    assert seen == [[True, False], [True, True], [True, False], [True, False], [False, False], [False, True]]
+    assert {*sent} == {0}  # the image was sent once, before
+    page.get_by_role("tab", name="Command line").click()
+    expect(page.get_by_role("tabpanel")).to_contain_text("--box 100,30,90,78")
+
+
+@pytest.mark.platform
+@pytest.mark.needs("chromium")
+def test_a_failed_request_leaves_what_was_answered_and_a_click_waits_for_the_image(
+    page: Page, photo_of_both: bytes
+) -> None:
+    click(page, *DISC)
+    answered(page, "1 prompt")
+    click(page, *SQUARE)
+    answered(page, "2 prompts")
+    page.route("**/api/prompts/*", lambda route: route.fulfill(status=503, json={"error": "busy", "kind": "x"}))
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("alert")).to_contain_text("busy")
+    after_undo = answered(page, "2 prompts")
+    page.get_by_role("checkbox", name="Several masks").click()
+    expect(page.get_by_role("checkbox", name="Several masks")).not_to_be_checked()
+    after_several = answered(page, "2 prompts")
+    page.unroute("**/api/prompts/*")
+    waiting: list[Route] = []
+    page.route("**/api/prompts?*", lambda route: waiting.append(route))
+    page.locator("input[type=file]").set_input_files(
+        FilePayload(name="again.png", mimeType="image/png", buffer=photo_of_both)
+    )
+    until(lambda: page.wait_for_timeout(50) or waiting, "the image is sent")
+    page.locator("canvas.top").click(position={"x": 20, "y": 20})
+    waiting[0].continue_()
+    none = answered(page, "0 prompts")
+
+    assert (after_undo, after_several, none) == ([True, True], [True, True], [False, False])
+    assert len(waiting) == 1
+
+
+@pytest.mark.platform
+@pytest.mark.needs("chromium")
+def test_the_keyboard_clicks_and_takes_back(page: Page) -> None:
+    page.locator("canvas.top").focus()
+    for _ in range(13):
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    one = answered(page, "1 prompt")
+    page.keyboard.press("Backspace")
+    none = answered(page, "0 prompts")
+
+    assert (one, none) == ([True, False], [False, False])
+    assert Axe().run(page).response["violations"] == []
+
+
+@pytest.mark.platform
+@pytest.mark.timeout(600)
+def test_a_session_stays_on_one_revision_through_a_canary_and_survives_its_abort(
+    photo_of_both: bytes, tmp_path: Path
+) -> None:
+    sam = written_by_init(tmp_path)
+    sam["spec"]["rollout"] = HELD
+    with platform(write(tmp_path / "sam/models.yaml", pool(gateway={"sessionAffinity": {}}), sam)) as running:
+        watched = Watched(running)
+        with Client(running.url) as client, ExitStack() as stack:
+            images = [stack.enter_context(client.prompt(photo_of_both, model="sam")) for _ in range(12)]
+            before = [each.click(*DISC).revision for each in images]
+            sam["spec"].setdefault("input", {})["maxPixels"] = 1_000_000
+            running.segserve("apply", "-f", str(write(tmp_path / "sam/next.yaml", sam)))
+            until(
+                lambda: watched.manifest("sam")["status"].get("rollout", {}).get("phase") == "Progressing", "a canary"
+            )
+            during = [[each.click(x, 50).revision for x in (45, 55, 60)] for each in images]
+            candidate = watched.role("sam", "candidate")
+            assert candidate is not None
+            ids = {name: send_prompt(running, photo_of_both, name) for name in ("a", "b", "c", "d", "e", "f", "g", "h")}
+            foreign = [
+                send(
+                    running.url,
+                    "http",
+                    RawRequest([image(found, name="EMBEDDING")], model="sam"),
+                    {"x-sequence-id": name},
+                )
+                for name in ids
+                for found in ids.values()
+                if found.rpartition(b".")[0] != ids[name].rpartition(b".")[0]
+            ]
+            watched.command("rollout", "abort", "sam")
+            after = [each.undo() for each in images]
+
+    assert len({*before}) == 1
+    assert [len({*each}) for each in during] == [1] * len(images)
+    assert {each[0] for each in during} == {before[0], candidate[0]}
+    assert {(each.status, "of revision" in each.message) for each in foreign} == {(400, True)}
+    assert {each.revision for each in after} == {before[0]}
+    assert [shows(each.instances[0].mask, DISC, SQUARE) for each in after] == [[True, False]] * len(images)
+
+
+def send_prompt(running: Running, photo: bytes, session: str) -> bytes:
+    """Return the id of the embedding that a session gets."""
+    reply = send(running.url, "http", RawRequest([image(photo)], model="sam"), {"x-sequence-id": session})
+    return bytes(reply.arrays()["EMBEDDING_ID"][0])

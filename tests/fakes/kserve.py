@@ -23,7 +23,7 @@ from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, ser
 from fakes.waiting import HANG_S
 
 Arrays = dict[str, np.ndarray]
-DTYPES = {"UINT8": np.uint8, "UINT16": np.uint16, "FP32": np.float32}
+DTYPES = {"UINT8": np.uint8, "UINT16": np.uint16, "INT32": np.int32, "FP32": np.float32}
 
 
 def items(*values: bytes) -> np.ndarray:

@@ -71,6 +71,7 @@ ALL: Final = (
     STARTING[-1],
     "demo -o shown",
     "ui --no-open --port {port}",
+    "annotate coins --port {port}",
 )
 """In this order. What matters is what they start on their way, so that some may end with an error."""
 SUCCEED: Final = ("init", "up", "predict", "export", "build", "demo", "ui")
@@ -133,7 +134,7 @@ def test_no_command_runs_code_of_the_folder_where_it_is_typed(downloads: Path, l
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 ) as child:  # fmt: skip
                     assert child.stdout is not None
-                    if line.startswith("ui "):
+                    if line.startswith(("ui ", "annotate ")):
                         said = child.stdout.readline()
                         child.terminate()
                     else:

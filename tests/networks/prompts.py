@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import nn
 
 SIDE = 128
@@ -13,6 +20,8 @@ CELLS = 32
 TOLERANCES = (0.2, 0.1, 0.2, 0.4)
 """Largest distance of colours, of each of the four masks."""
 IOU = (0.9, 0.5, 0.8, 0.7)
+DISC, SQUARE = (50, 50), (150, 60)
+"""Places in the objects of `scene`."""
 
 
 class Encoder(nn.Module):
@@ -92,3 +101,29 @@ def write(folder: Path) -> tuple[Path, Path]:
             dynamo=False,
         )
     return encoder, decoder
+
+
+def scene() -> bytes:
+    """Return a PNG of 200 x 120 pixels with a red disc and a green square."""
+    image, file = Image.new("RGB", (200, 120), (10, 20, 30)), io.BytesIO()
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((20, 20, 80, 80), fill=(200, 30, 30))
+    draw.rectangle((110, 40, 180, 100), fill=(30, 200, 60))
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def shows(mask: NDArray[Any], *places: tuple[int, int]) -> list[bool]:
+    """Return whether a mask has each of the places."""
+    return [bool(mask[y, x]) for x, y in places]
+
+
+def written_by_init(folder: Path) -> dict[str, Any]:
+    """Write the networks, and return the resource `sam` that `segserve init` writes to `sam/model.yaml` for them."""
+    encoder, decoder = write(folder)
+    (folder / "photos").mkdir()
+    (folder / "photos/both.png").write_bytes(scene())
+    init = [sys.executable, "-m", "segserve_platform.cli", "init", "photos", encoder, "--decoder", decoder]
+    subprocess.run([*init, "--name", "sam", "-o", "sam"], cwd=folder, check=True, capture_output=True)
+    resource: dict[str, Any] = yaml.safe_load((folder / "sam/model.yaml").read_text())
+    return resource

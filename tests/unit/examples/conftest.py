@@ -5,4 +5,5 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "coins"))
+EXAMPLES = Path(__file__).parents[3] / "examples"
+sys.path[:0] = [str(EXAMPLES / "coins"), str(EXAMPLES / "prompt")]

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fakes.docs import ROOT
+
 from .conftest import MODEL_FILE, Command
+
+PROMPT = ROOT / "examples/prompt/model.yaml"
 
 
 @pytest.fixture
@@ -40,6 +44,17 @@ def test_the_document_has_each_model_or_those_that_are_named(command: Command, t
     assert coins in alone
     assert cells not in alone
     assert alone[coins]["post"]["description"] == "Classes: 0 background, 1 coin."
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_promptable_model_takes_prompts_and_no_scores(command: Command) -> None:
+    assert command("apply", "-f", PROMPT)[0] == 0
+
+    post = json.loads(command("openapi")[1])["paths"]["/v1/models/coins-prompt:segment"]["post"]
+
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    named = {"encoding", "multimask", "picture", "point_labels", "points", "prompt_boxes"}
+    assert {each["name"] for each in post["parameters"]} == named == form.keys() - {"image"}
 
 
 @pytest.mark.usefixtures("stored")
