@@ -28,7 +28,7 @@ MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind annotators exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-edits test-client test-python test-busy check fuzz
-.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-rollout-peers bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
+.PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-prompt bench-rollout-peers bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -257,6 +257,9 @@ bench-rollout: $(VENV)/dev.stamp  ## Simulate rollouts beside other tools' rules
 	$(BIN)/python -m bench.rollout $(if $(FULL),--full) $(if $(SHARD),--shard $(SHARD))
 	$(BIN)/python -m bench.rollout.measured
 	$(BIN)/python -m bench.rollout.shadow
+
+bench-prompt: cluster-build  ## Clicks on four servers of a real Kubernetes, some of which are killed (12 minutes); writes bench/out/prompt.json
+	PYTHONPATH=tests $(BIN)/python -m bench.prompt
 
 bench-rollout-peers: cluster-build  ## Rollouts by segserve, Flagger and Argo Rollouts on a real Kubernetes (an hour); writes bench/out/rollout_peers.json
 	PYTHONPATH=tests $(BIN)/python -m bench.rollout_peers

@@ -4,8 +4,9 @@
 
 A pool of four servers has the model of examples/prompt. Twenty images are clicked on, ten times a second in all, one
 click after the other on each. `segserve` sends the id of an image's embedding, and the image if the server does not
-have it; `without affinity` does so without the id of a session; `embedding each time` sends the image with each click.
-The decoder alone runs in this process, with one thread. Writes bench/out/prompt.json.
+have it; `without affinity` does so without a session's id; `image each time` sends the image with each click, whose
+embedding a server still knows by the image's content. Encoder and decoder also run alone in this process, with one
+thread. Writes bench/out/prompt.json.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -206,8 +207,8 @@ def memory_mib(served: ServedNamespace) -> list[int]:
     return found
 
 
-def decoder_ms() -> Json:
-    """Return how long the decoder takes for a click, alone in this process with one thread."""
+def alone() -> Json:
+    """Return how long encoder and decoder take in this process, one after the other and at the rate of the clicks."""
     (resource,) = load((EXAMPLE / "model.yaml").read_text(), "model.yaml")
     assert isinstance(resource, SegmentationModel)
     pipeline = resource.spec.pipeline(MODEL)
@@ -217,13 +218,23 @@ def decoder_ms() -> Json:
     raw = model.raw(given)
     io = decoder_io(pipeline, read_signature(decoder), network_io(pipeline, read_signature(encoder)))
     decode = PromptDecoder(decoder, io, 1)
-    took: list[float] = []
-    for number in range(220):
-        prompt = PromptInputs.of({"POINTS": np.array([[20 + number, 100]], np.float32)})
-        began_s = time.perf_counter()
-        decode(raw, prompt, given.transform)
-        took.append(1000 * (time.perf_counter() - began_s))
-    return percentiles(took[20:])
+    prompt = PromptInputs.of({"POINTS": np.array([[107, 45]], np.float32)})
+
+    def took(run: Callable[[], object], pause_s: float) -> Json:
+        found = []
+        for _ in range(120):
+            time.sleep(pause_s)
+            began_s = time.perf_counter()
+            run()
+            found.append(1000 * (time.perf_counter() - began_s))
+        return percentiles(found[20:])
+
+    pause_s = 1 / RATE
+    return {
+        "decoder alone": took(lambda: decode(raw, prompt, given.transform), 0),
+        "decoder alone, at the rate": took(lambda: decode(raw, prompt, given.transform), pause_s),
+        "encoder alone, at the rate": took(lambda: model.raw(given), pause_s),
+    }
 
 
 def resources(cluster: Cluster, url: str) -> list[Json]:
@@ -244,13 +255,13 @@ def resources(cluster: Cluster, url: str) -> list[Json]:
 WAYS: Final[Mapping[str, Mapping[str, bool]]] = {
     "segserve": {},
     "without affinity": {"affinity": False},
-    "embedding each time": {"by_id": False},
+    "image each time": {"by_id": False},
 }
 
 
 def main() -> None:
     """Measure at rest, and with kills."""
-    found: Json = {"decoder alone": decoder_ms()}
+    found = alone()
     Console().print(found)
     with ExitStack() as stack:
         cluster = stack.enter_context(running_cluster())
