@@ -13,7 +13,8 @@ FINE = 8
 MEAN, DEVIATION = 102.0, 63.75
 
 
-def _block(channels_in: int, channels_out: int) -> nn.Sequential:
+def double_convolution(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Return two convolutions of 3 x 3, each normalised by the batch."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
@@ -31,8 +32,10 @@ class UNet(nn.Module):
         super().__init__()
         first = CHANNELS[0]
         self.stem = nn.Conv2d(1, first, 4, stride=2, padding=1)
-        self.down = nn.ModuleList([_block(first, first), *(_block(a, b) for a, b in pairwise(CHANNELS))])
-        self.up = nn.ModuleList([_block(a + b, a) for a, b in pairwise(CHANNELS)])
+        self.down = nn.ModuleList(
+            [double_convolution(first, first), *(double_convolution(a, b) for a, b in pairwise(CHANNELS))]
+        )
+        self.up = nn.ModuleList([double_convolution(a + b, a) for a, b in pairwise(CHANNELS)])
         self.head = nn.ConvTranspose2d(first, FINE, 4, stride=2, padding=1)
         self.fine = nn.Conv2d(FINE + 1, FINE, 3, padding=1)
         self.out = nn.Conv2d(FINE, 1, 3, padding=1)

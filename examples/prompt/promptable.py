@@ -7,13 +7,13 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn import functional
+from unet import DEVIATION, MEAN, double_convolution
 
 SIDE, STRIDE = 384, 4
 """Pixels of the exported encoder's input, and of a cell of its embedding."""
 CELLS = SIDE // STRIDE
 CHANNELS = (24, 40, 64, 96)
 EMBEDDED = 24
-MEAN, DEVIATION = 102.0, 63.75
 NOT_OBJECT, OBJECT, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
 """Labels of points; any other is padding."""
 NEAR, FAR = 4.0, 32.0
@@ -22,25 +22,14 @@ DILATIONS = (1, 2, 4, 8, 12, 1)
 PROMPT_MAPS = 7
 
 
-def _block(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
-    )
-
-
 class Encoder(nn.Module):
     """Grey images (N, 1, H, W) 0..255, H and W multiples of 16, to embeddings (N, EMBEDDED, H / 4, W / 4)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, CHANNELS[0], 4, stride=2, padding=1)
-        self.down = nn.ModuleList([_block(a, b) for a, b in pairwise((CHANNELS[0], *CHANNELS))])
-        self.up = nn.ModuleList([_block(a + b, a) for a, b in pairwise(CHANNELS[1:])])
+        self.down = nn.ModuleList([double_convolution(a, b) for a, b in pairwise((CHANNELS[0], *CHANNELS))])
+        self.up = nn.ModuleList([double_convolution(a + b, a) for a, b in pairwise(CHANNELS[1:])])
         self.head = nn.Conv2d(CHANNELS[1], EMBEDDED, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from bench.coins import variant, write
 from bench.platform import ROOT, Running, platform
 from fakes.cluster_models import pool
-from fakes.page_browser import chromium, silent
+from fakes.page_browser import chromium, served_page, silent
 from fakes.pipelines import pipeline_of
 from fakes.waiting import until
 from fakes.watching import Watched
@@ -36,8 +36,6 @@ from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.prompts import PromptDecoder, PromptInputs
-from segserve_platform.cli.options import PlatformOptions
-from segserve_platform.cli.page import page as page_of
 from segserve_ui.guard import PageAccess
 from tools import EXPORTERS
 
@@ -242,10 +240,8 @@ def test_an_image_is_not_sent_to_a_model_that_takes_no_click_or_needs_one(served
 
 @pytest.fixture(scope="module")
 def access(served: Running) -> Iterator[PageAccess]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSERVE_STATE", str(served.state))
-        with page_of(PlatformOptions(local=True)) as found:
-            yield found
+    with served_page(served.state) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from fakes.captured_samples import keep_samples
 from fakes.comparator import running_comparator
 from fakes.control import LocalHarness, answering, status
 from fakes.docs import ROOT
-from fakes.page_browser import chromium, opened, silent
+from fakes.page_browser import chromium, opened, served_page, silent
 from segserve import Client
 from segserve_common.kserve import Tensor
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles
@@ -63,10 +63,8 @@ WIDTHS = {"phone": (360, 740), "tablet": (820, 1000), "wide": (1440, 900), "larg
 @pytest.fixture(scope="module")
 def access(coins: Running) -> Iterator[PageAccess]:
     """The page, served beside the coins' platform."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSERVE_STATE", str(coins.state))
-        with page_of(PlatformOptions(local=True)) as found:
-            yield found
+    with served_page(coins.state) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
+import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fakes.waiting import HANG_S
+from segserve_platform.cli.options import PlatformOptions
+from segserve_platform.cli.page import page as page_of
 from segserve_ui.guard import PageAccess
 
 ARGUMENTS: Final = [
@@ -17,6 +21,15 @@ ARGUMENTS: Final = [
     "--use-fake-device-for-media-stream",  # a camera
     "--use-fake-ui-for-media-stream",
 ]
+
+
+@contextmanager
+def served_page(state: Path) -> Iterator[PageAccess]:
+    """Serve the page beside the platform of a state folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_STATE", str(state))
+        with page_of(PlatformOptions(local=True)) as found:
+            yield found
 
 
 @contextmanager

@@ -66,10 +66,9 @@ class Prompt:
             found.append(Tensor.of_array("PROMPT_BOXES", corners))
         return tuple(found)
 
-    def inputs(self, image: Tensor, *, by_id: bool) -> tuple[Tensor, ...]:
-        """Return all inputs of a request, `by_id` with the id in place of the image."""
-        shown = Tensor.of_items("EMBEDDING", [self.embedding.encode()]) if by_id else image
-        return shown, *self.tensors()
+    def known_image(self) -> Tensor | None:
+        """Return the input with the image's id in place of the image; None without an id."""
+        return Tensor.of_items("EMBEDDING", [self.embedding.encode()]) if self.embedding else None
 
     def parameters(self) -> dict[str, Parameter]:
         """Return the request parameters."""

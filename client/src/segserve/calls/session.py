@@ -220,19 +220,23 @@ class Session:
 
     def _answer(self, image: Tensor, options: SegmentOptions, info: ModelInfo, call: Call) -> Flow[InferAnswer]:
         """Ask for an image's answer; during a rollout the other revision may lack an output that `info` has."""
-        prompt, image = options.prompt, to_pixel_format(image, info.pixels)
+        prompt = options.prompt
         outputs = wanted_outputs(
             info, confidence=options.confidence, continued=options.position is not None, prompted=prompt is not None
         )
-        inputs = (image,) if prompt is None else prompt.inputs(image, by_id=bool(prompt.embedding))
+        beside = () if prompt is None else prompt.tensors()
+        # An image that its server knows is neither converted nor sent.
+        known = None if prompt is None else prompt.known_image()
+        inputs = (to_pixel_format(image, info.pixels) if known is None else known, *beside)
         request = InferRequest(options.model, inputs, outputs, options.parameters(outputs), call.request_id)
         answer: InferAnswer
         try:
             answer = yield from self._attempts(request, call)
         except EmbeddingLostError:
-            if prompt is None:
+            if known is None:
                 raise
-            answer = yield from self._attempts(replace(request, inputs=prompt.inputs(image, by_id=False)), call)
+            inputs = (to_pixel_format(image, info.pixels), *beside)
+            answer = yield from self._attempts(replace(request, inputs=inputs), call)
         except BadRequestError as error:
             if not any(name in error.message for name in OPTIONAL_OUTPUTS if name in outputs):
                 raise

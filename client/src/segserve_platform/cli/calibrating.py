@@ -162,14 +162,12 @@ def loaded(resource: SegmentationModel, pipeline: Pipeline) -> InProcessModel:
     except ModuleNotFoundError as error:
         raise CommandError("this command runs the network in this process: pip install onnxruntime") from error
     assigned, cache, access = resource.assigned, cache_folder(), local_access()
-    second = None
-    if assigned.second_artifact is not None:
-        second = fetch(assigned.second_artifact.uri, assigned.second_artifact.sha256, cache, access)
-    decoder = None
-    if assigned.decoder_artifact is not None:
-        decoder = fetch(assigned.decoder_artifact.uri, assigned.decoder_artifact.sha256, cache, access)
-    network = fetch(assigned.artifact.uri, assigned.artifact.sha256, cache, access)
-    return InProcessModel(pipeline, network, second, decoder=decoder)
+    files = {
+        role: fetch(artifact.uri, artifact.sha256, cache, access)
+        for role, (_, artifact) in assigned.networks.items()
+        if role != "light"  # a cascade's answers are not asked for
+    }
+    return InProcessModel(pipeline, files["first"], files.get("second"), decoder=files.get("decoder"))
 
 
 def _logits(model: InProcessModel, pipeline: Pipeline, image: Path) -> Logits:
