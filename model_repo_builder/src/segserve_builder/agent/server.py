@@ -43,6 +43,7 @@ _CHANNEL: Final = [
     # So long a connection may take: on a busy machine both ends wait for a core.
     ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 300),
+    ("grpc.enable_http_proxy", 0),
 ]
 
 TAIL_BYTES: Final = 256 * 1024

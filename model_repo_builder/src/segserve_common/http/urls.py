@@ -75,6 +75,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_proxied(url: str) -> bool:
+    """Return whether the proxies of the environment are for a URL: a server of this machine is asked directly."""
+    try:
+        return not is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return True
+
+
 def is_forbidden(text: str) -> bool:
     """Return whether an address is link-local, of a metadata service, or may be a translation of such a one.
 

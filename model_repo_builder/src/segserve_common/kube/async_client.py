@@ -18,6 +18,7 @@ from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import KubeConfigLoader
 
 from segserve_common.api_errors import ConflictError, NotFoundError, UnavailableError
+from segserve_common.http.urls import is_proxied
 from segserve_common.kube.config import KubeConfigError, KubeContext, default_context, read_context
 from segserve_common.kube.kinds import Json, Kind
 from segserve_common.kube.names import FIELD_MANAGER
@@ -206,6 +207,7 @@ def _context_of(kubeconfig: Path) -> KubeContext:
 
 async def _configuration_of(context: KubeContext) -> Configuration:
     configuration = Configuration()
+    configuration.client_session_kwargs = {"trust_env": is_proxied(context.server)}
     try:
         if context.file is None:
             load_incluster_config(configuration)

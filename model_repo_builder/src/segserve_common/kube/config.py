@@ -11,6 +11,7 @@ import yaml
 from kubernetes.config.config_exception import ConfigException
 
 from segserve_common.api_errors import UnavailableError
+from segserve_common.http.urls import is_proxied
 
 if TYPE_CHECKING:
     from kubernetes.client.configuration import Configuration
@@ -38,7 +39,8 @@ class KubeContext:
         # The asynchronous client has loaders of its own, and no use for this connection pool.
         from kubernetes.client.configuration import Configuration
 
-        configuration = Configuration()
+        # Without a proxy of the environment, unless the kubeconfig names one.
+        configuration = Configuration() if is_proxied(self.server) else Configuration(proxy="")
         if self.file is None:
             from kubernetes.config.incluster_config import load_incluster_config
 

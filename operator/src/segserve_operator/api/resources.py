@@ -72,7 +72,7 @@ KINDS: Final[Mapping[str, ResourceKind]] = {
             _READY,
             Column("Stable", "string", ".status.roles.stable.revision"),
             Column("Candidate", "string", ".status.roles.candidate.revision"),
-            Column("Phase", "string", ".status.rollout.phase"),
+            Column("Phase", "string", ".status.phase"),
             Column("Weight", "integer", ".status.weight"),
             Column("SLO", "string", ".status.slo"),
             Column("URL", "string", ".status.url"),

@@ -69,7 +69,7 @@ from segserve_operator.api.meta import (
     format_duration,
 )
 from segserve_operator.api.rollout_policy import GoldenQualityGate, RolloutPolicy, Slo, SomeTime
-from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutStatus
+from segserve_operator.api.segmentation_rollout import MAX_HANDLED_ANNOTATIONS, RolloutPhase, RolloutStatus
 
 _FIELDS = ("requestsPerSecond", "megabytesPerSecond")
 _MESSAGE = "perCaller must not allow more than total"
@@ -677,11 +677,14 @@ class SegmentationModelStatus(ApiValue):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]},
     )
     url: str | None = Field(default=None, description="URL at which the model answers.")
+    phase: RolloutPhase | None = Field(
+        default=None, description="Phase of the latest rollout; absent once its revision is no longer what it says."
+    )
     weight: int | None = Field(
         default=None,
         ge=0,
         le=100,
-        description="Percent of requests sent to the candidate; 100 if there is only a stable revision.",
+        description="Percent of requests that the candidate gets now; without a candidate, that the stable one gets.",
     )
     slo: str | None = Field(default=None, max_length=40, description="State of the SLO: Met, Breached or Unknown.")
     drift: str | None = Field(

@@ -86,6 +86,12 @@ class EvidenceWindow:
         """Return an empty window."""
         return cls(np.zeros(shape), np.zeros((*shape, 2)), np.zeros((*shape, 2)), np.zeros((*shape, 2, edges + 1)))
 
+    def of(self, revisions: tuple[bool, bool]) -> EvidenceWindow:
+        """Return what was counted of some of (stable, candidate), as if nobody had requested the others."""
+        kept = np.array(revisions)
+        counted = self.requests * kept, self.errors * kept, self.latencies * kept[:, np.newaxis]
+        return EvidenceWindow(self.seconds, *counted, self.pairs)
+
     @classmethod
     def of_pairs(cls, seconds: Floats, latencies: Floats, pairs: Pairs) -> EvidenceWindow:
         """Return the window in which both revisions got the same requests (no leading axes)."""

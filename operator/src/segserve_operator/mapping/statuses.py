@@ -71,6 +71,7 @@ def to_api(status: ModelStatus, former: SegmentationModelStatus, now: datetime) 
         ),
         revisions=tuple(_revisions(status.roles)),
         url=status.url or None,
+        phase=RolloutPhase(status.phase.label) if status.phase is not None else None,
         weight=status.weight,
         slo=status.slo or None,
         drift=status.drift or None,

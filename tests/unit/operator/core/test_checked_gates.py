@@ -221,6 +221,16 @@ def test_a_verdict_says_where_expected_answers_stood_in_for_labels() -> None:
     assert "not labels" not in golden(scores(0.9, 0.9)).message
 
 
+def test_answers_of_the_candidate_itself_are_no_evidence_of_its_quality() -> None:
+    own = replace(scores(0.9, 0.9, labelled=False), paired=tuple((1.0, stable) for stable in (0.6, 0.7, 1.0)))
+    seen = golden(own)
+
+    assert (seen.outcome, seen.reason) == (Outcome.UNDECIDED, "OwnAnswers")
+    assert golden(replace(own, labelled=True)).outcome is Outcome.PASS
+    assert golden(replace(own, paired=((1.0, 1.0),) * 3)).outcome is Outcome.PASS
+    assert golden(replace(own, paired=((0.99, 0.6),) * 3)).outcome is Outcome.PASS
+
+
 def test_a_verdict_says_what_is_beyond_the_limits_of_reports() -> None:
     message = golden(scores(0.9, 0.9, images_left_out=44, classes_left_out=3)).message
 

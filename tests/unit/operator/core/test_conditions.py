@@ -163,6 +163,21 @@ ROUTING = ("False", "Routing", f"the gateway does not yet send requests to {FIRS
 IDLE = ("False", "Idle", "no change is in progress")
 NO_PROBLEM = ("False", "AsWanted", "no problem is known")
 
+_LATER = f"; {SECOND.revision} has failed since, and has no servers"
+PASSED_BEFORE = {
+    "Artifact": ("True", "DigestMatches", f"the artifact had the expected sha256{_LATER}"),
+    "Loaded": ("True", "Loaded", f"Triton had loaded it{_LATER}"),
+    "Golden": ("True", "AnswersMatch", f"its servers had proved it{_LATER}"),
+}
+
+
+def rolled_back() -> Observed:
+    """Return a candidate that callers' requests have stopped, after its servers had proved it."""
+    failed = candidate(SECOND, None, failure=FailureReason("WorseThanStable", "it fails"))
+    over = state(SECOND, Phase.ROLLED_BACK, sequence=4)
+    return world(model(SECOND, Roles(holder(FIRST, "main"), failed), rollout=over), groups=[MAIN])
+
+
 ARTIFACT_VERIFIED = {
     "the stable revision's artifact is the one that was asked for": (
         world(model(FIRST, SERVED), groups=[MAIN]),
@@ -188,6 +203,11 @@ ARTIFACT_VERIFIED = {
         )
         for reason in sorted(ARTIFACT_REASONS)
     },
+    "a revision that failed its golden images had the right artifact": (
+        given_up("GoldenFailed"),
+        PASSED_BEFORE["Artifact"],
+    ),
+    "a revision that was rolled back had the right artifact": (rolled_back(), PASSED_BEFORE["Artifact"]),
     **{
         f"an artifact stays refused as {reason} when the candidate has given its group back": (
             given_up(reason),
@@ -198,6 +218,8 @@ ARTIFACT_VERIFIED = {
 }
 
 REVISION_LOADED = {
+    "a revision that failed its golden images was loaded": (given_up("GoldenFailed"), PASSED_BEFORE["Loaded"]),
+    "a revision that was rolled back was loaded": (rolled_back(), PASSED_BEFORE["Loaded"]),
     "the stable revision is loaded where it is served": (world(model(FIRST, SERVED), groups=[MAIN]), LOADED),
     "the candidate is loaded before it is proved": (with_candidate_said(state=ModelState.PROVING), LOADED),
     "nothing is known of a candidate that is being loaded": (with_candidate_said(state=ModelState.LOADING), NOT_LOADED),
@@ -224,6 +246,7 @@ REVISION_LOADED = {
 
 ANSWERED = f"golden set {'1' * 12}: every image (3) was answered within its tolerance"
 GOLDEN_PASSED = {
+    "a revision that was rolled back was proved": (rolled_back(), PASSED_BEFORE["Golden"]),
     **{
         f"the device of the proof is the {device}": (
             proved_on((device,), T4),

@@ -51,7 +51,11 @@ def told(before: RolloutState | None, after: RolloutState | None, *verdicts: Ver
             ["Succeeded: coins-r2 is stable; its rollout took 2 h 1 min"],
         ),
         (STEP, replace(STEP, phase=Phase.CANCELLED, weight=0), ["Cancelled: the rollout of coins-r2 was cancelled"]),
-        (STEP, None, ["Cancelled: the rollout of coins-r2 was cancelled"]),
+        (
+            replace(STEP, message="its servers are loading and proving it"),
+            None,
+            ["Cancelled: the rollout of coins-r2 was cancelled: another revision is wanted"],
+        ),
         (STEP, replace(STEP, paused=True), ["Held: coins-r2 stays at 5 %: a person has paused it"]),
         (replace(STEP, paused=True), STEP, ["Resumed: coins-r2 continues at 5 %"]),
         (

@@ -304,7 +304,14 @@ HARM = {
         replace(BAKING, step_s=60.0, judged=SUSPECT),
         Follows(Signal.NONE, Phase.BAKING, 95.0),
     ),
-    "a candidate without servers gets no requests": (Given(heard=Signals(lost=True)), QUARANTINED),
+    "a candidate whose servers died under a caller is quarantined": (
+        Given(failures=1.0, heard=Signals(lost=True)),
+        QUARANTINED,
+    ),
+    "servers that are gone are no fault as long as nobody's request failed": (
+        Given(heard=Signals(lost=True)),
+        NEXT_STEP,
+    ),
     "what is promoted and fails is quarantined, though its predecessor has had no requests": (
         replace(BAKING, failures=3.0, stable_answered_s=1e4),
         QUARANTINED,

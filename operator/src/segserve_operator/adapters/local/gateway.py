@@ -29,6 +29,8 @@ from segserve_operator.core.traffic import TrafficPlan, TrafficState
 
 PRIVATE_CERTIFICATE: Final = "private-certificate"
 """The `gateway.tls.secretName` for which this machine issues a certificate itself."""
+FOLLOWED: Final = ("auth", "session_affinity", "cors", "access_log")
+"""Fields of the gateway that a running platform follows; the others wait for its next start."""
 START_INTERVAL_S: Final = 1.0
 END_GRACE_S: Final = 5.0
 
@@ -79,7 +81,7 @@ class LocalGateway:
 
         Envoy is started again for it. All else of a changed resource waits for the next start of the platform.
         """
-        followed = {name: getattr(spec, name) for name in ("auth", "session_affinity", "cors", "access_log")}
+        followed = {name: getattr(spec, name) for name in FOLLOWED}
         if any(getattr(self._spec, name) != value for name, value in followed.items()):
             self._spec = self._spec.model_copy(update=followed)
             self._envoy = self._of(self._spec)

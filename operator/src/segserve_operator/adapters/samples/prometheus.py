@@ -16,7 +16,7 @@ from typing import Any, Final
 import httpx
 
 from segserve_common.http.guard import body_within
-from segserve_common.http.urls import RequestError
+from segserve_common.http.urls import RequestError, is_proxied
 from segserve_common.kube.shards import read_json
 from segserve_operator.adapters.traffic.envoy_counts import BIN, LATENCIES, LEFT, STATISTICS, Stats, counts_by_model
 from segserve_operator.core.rollout.counters import Counters, Sample
@@ -79,7 +79,7 @@ class PrometheusSamples:
         data = {"query": query, "time": f"{now_s:.3f}"}
         try:
             async with (
-                httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT_S) as client,
+                httpx.AsyncClient(base_url=self.url, timeout=_TIMEOUT_S, trust_env=is_proxied(self.url)) as client,
                 asyncio.timeout(_TIMEOUT_S),
                 client.stream("POST", "/api/v1/query", data=data, headers={"Accept-Encoding": "identity"}) as response,
             ):

@@ -11,7 +11,7 @@ from segserve_operator.core.advance.explanations import explanation
 from segserve_operator.core.advance.inputs import checks, gather_signals, verdicts_with
 from segserve_operator.core.advance.sizes import has_grown, is_deferred
 from segserve_operator.core.evidence import EvidenceWindow
-from segserve_operator.core.failure import shortened
+from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates import measured_gates, started
 from segserve_operator.core.gates.checks import Check
 from segserve_operator.core.rollout import decisions
@@ -47,6 +47,7 @@ WRITE_INTERVAL_S: Final = 10.0
 MAX_WRITE_INTERVAL_S: Final = 60.0
 WRITTEN_PER_STEP: Final = 5
 """A record is written again once this part of its step has passed since: a hundred a second would fill etcd."""
+RETURNED: Final = FailureReason("RolledBack", "a person returned to the former revision")
 MAX_HUNG_AFTER_S: Final = 10.0
 """A request in flight for this long hangs, whatever the SLO says."""
 
@@ -83,15 +84,24 @@ def advance(model: ModelObserved, roles: Roles, world: Observed) -> Deciding[Rol
     state = _started(state, roles, model, world)
     if state is None or state.ended:
         update, request = _handle_request(model, roles, state, (), world)
+        returned = request if request is not None and request.verb == "rollback" else None
+        if returned is not None and state is not None and state.revision == returned.revision:
+            # The rollout of what is left ends anew, so that its record says what became of it.
+            state = replace(
+                state,
+                phase=Phase.ROLLED_BACK,
+                sequence=state.sequence + 1,
+                since_s=world.now_s,
+                weight=0,
+                reason=RETURNED.reason,
+                message=RETURNED.message,
+            )
         record = world.records.get(state.rollout) if state is not None else None
         if state is not None and record is not None and record.sequence < state.sequence:
-            # The process stopped before it wrote the last decision.
-            superseded = (*superseded, caught_up(record, state))
-        return replace(
-            update,
-            records=superseded,
-            return_to_previous=request is not None and request.verb == "rollback",
-        )
+            # Without a request, the process stopped before it wrote the last decision.
+            record = caught_up(record, state, returned.text if returned is not None else "segserve")
+            superseded = (*superseded, record)
+        return replace(update, state=state, records=superseded, return_to_previous=returned is not None)
     case = _case(state, roles, model, world)
     update, request = _handle_request(model, roles, state, tuple(map(gate_name, case.record.policy.gates)), world)
     result, after = yield from _decide(case, request)
@@ -211,7 +221,8 @@ def _decide(case: RolloutCase, request: RolloutRequest | None) -> Deciding[tuple
     case, callers = _with_window(case)
     pairs: EvidenceWindow | None = None
     if state.phase is Phase.SHADOW and callers is not None:
-        pairs = pairs_between(before, case.record.seen, *case.groups, callers)
+        pairs = pairs_between(before if all(case.served) else case.record.seen, case.record.seen, *case.groups, callers)
+    callers = callers.of(case.served) if callers is not None else None
     verdicts = verdicts_with(case)
     if verdicts != case.record.verdicts:
         case = replace(case, record=replace(case.record, verdicts=verdicts))

@@ -82,10 +82,31 @@ class RolloutCase:
 
     @property
     def lost(self) -> bool:
-        """Whether the candidate should get requests, but no server serves it."""
-        group = self.world.groups.get(self.groups[1])
-        answers = group is not None and bool(group.endpoints(self.state.revision))
-        return self.state.weight > 0 and not answers and not self.superseded
+        """Whether the candidate should get requests, but no server serves it, while one serves the other revision."""
+        return self.state.weight > 0 and self.answering == (True, False) and not self.superseded
+
+    @cached_property
+    def answering(self) -> tuple[bool, bool]:
+        """Whether any server serves the stable revision, and the candidate."""
+        named = zip(self.groups, (self.record.stable, self.state.revision), strict=True)
+        groups = ((self.world.groups.get(group), revision) for group, revision in named)
+        stable, candidate = (group is not None and bool(group.endpoints(revision)) for group, revision in groups)
+        return stable, candidate
+
+    @property
+    def served(self) -> tuple[bool, bool]:
+        """Whether a server could have had the requests that were counted since the last pass, for both revisions.
+
+        A failure is evidence against a revision only if one of its servers was there to answer: a restart, a drained
+        node and a pool without servers say nothing of it.
+        """
+        plan = self.world.traffic.plan
+        if plan is None or not any(self.answering):
+            return False, False
+        route = next((route for route in plan.routes if route.model == self.model.name), None)
+        shares = {share.group: bool(share.endpoints) for share in route.shares} if route is not None else {}
+        stable, candidate = (shares.get(group, False) for group in self.groups)
+        return stable, candidate
 
     @cached_property
     def groups(self) -> tuple[str, str]:

@@ -26,6 +26,8 @@ from segserve_operator.core.gates.checks import CheckResult, Scores
 from segserve_operator.core.statistics.paired import FEWEST, proved_worse, worse
 
 NAME: Final = "goldenQuality"
+SAME: Final = 1.0 - 1e-6
+"""Score of an answer that is the expected one."""
 SUSPECT: Final = math.log(20.0)
 """Evidence from which on the gate is Undecided instead of Pass, so that a person looks."""
 
@@ -101,6 +103,9 @@ def _paired(scores: Scores, tolerance: float, level: float, numbers: dict[str, f
         return Verdict(NAME, Outcome.PASS, "WithoutStable", _about(scores, message), numbers=numbers)
     differences = np.array([candidate - stable for candidate, stable in scores.paired])
     stable = np.array([each for _, each in scores.paired])
+    if not scores.labelled and (stable + differences).min() >= SAME > stable.min():
+        message = "the expected answers are the candidate's own, so they say nothing of quality: use labels"
+        return Verdict(NAME, Outcome.UNDECIDED, "OwnAnswers", _about(scores, message), numbers=numbers)
     evidence = proved_worse(differences, stable, tolerance)
     bound = -math.log(level) if level > 0 else math.inf
     progress = min(max(evidence / bound, 0.0), 1.0)
@@ -151,7 +156,7 @@ def _about(scores: Scores, message: str) -> str:
 
 def _numbers(scores: Scores) -> dict[str, float]:
     """Return the numbers behind the verdict: means and classes of the candidate, and of stable if it answered."""
-    numbers: dict[str, float] = {"images": float(len(scores.paired))}
+    numbers = {"images": float(len(scores.paired)), "labelled": float(scores.labelled)}
     for prefix, pairs in (("", scores.means), ("class.", scores.classes)):
         for name, (candidate, stable) in pairs.items():
             numbers[f"{prefix}{name}"] = candidate

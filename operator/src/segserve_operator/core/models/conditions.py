@@ -23,7 +23,7 @@ from segserve_operator.core.models.kstatus import (
     stalled_condition,
 )
 from segserve_operator.core.models.pool import MAX_CANDIDATE_GROUPS
-from segserve_operator.core.models.roles import REFUSED_BEFORE_PROOF, settling
+from segserve_operator.core.models.roles import REFUSED_BEFORE_PROOF, settling, split
 from segserve_operator.core.rollout.engine import Wait
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import RolloutState
@@ -43,6 +43,7 @@ from segserve_operator.core.world.slo import slo_of, slo_state
 from segserve_operator.core.world.streams import split_streams
 
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
+_LOADED: Final = 2
 
 
 def status_of(
@@ -68,7 +69,7 @@ def status_of(
             *_conditions(model, roles, update.state, stall, world),
             *(() if drifting is None else (drifting,)),
         ),
-        weight=_weight(roles, update.state),
+        weight=_weight(roles, update.state, world),
         url=f"{world.gateway_url}/v2/models/{model.name}" if roles.stable is not None else "",
         rollout=update.state,
         handled=update.handled,
@@ -87,13 +88,12 @@ def _device(model: ModelObserved, roles: Roles, world: Observed) -> str:
     return device or (model.status.device if former is not None and former.revision == stable.revision else "")
 
 
-def _weight(roles: Roles, state: RolloutState | None) -> int:
-    if roles.candidate is None and state is not None and state.phase is Phase.BAKING:
-        return state.weight
-    if roles.candidate is None:
-        return 100 if roles.stable is not None else 0
-    rolls = state is not None and not state.ended and state.revision == roles.candidate.revision
-    return state.weight if state is not None and rolls else 0
+def _weight(roles: Roles, state: RolloutState | None, world: Observed) -> int:
+    """Return the percentage of requests that the newest revision gets now, as the routes have it."""
+    if roles.stable is None:
+        return 0
+    _, other = split(roles, state, world)
+    return other if roles.candidate is not None else 100 - other
 
 
 def _conditions(
@@ -112,10 +112,11 @@ def _conditions(
     ready = replace(serving, type="Ready")
     if model.deleting:
         ready = ObservedCondition("Ready", "False", "Deleting", "the model is being deleted")
+    proved = _former_proof(roles, state)
     return (
-        _artifact(roles, newest),
-        _loaded(roles, newest, problem),
-        _golden(model, roles, newest, trial),
+        *proved,
+        *(() if len(proved) else (_artifact(roles, newest), _loaded(roles, newest, problem))),
+        *(() if len(proved) > _LOADED else (_golden(model, roles, newest, trial),)),
         serving,
         ready,
         progressing,
@@ -215,6 +216,24 @@ def _failed(roles: Roles, report: ModelReport | None) -> tuple[str, str] | None:
     if report is not None and report.state is ModelState.FAILED:
         return report.reason, report.message
     return None
+
+
+def _former_proof(roles: Roles, state: RolloutState | None) -> tuple[ObservedCondition, ...]:
+    """Return what a candidate that has failed since, and has no server any more, had passed before."""
+    candidate = roles.candidate
+    if candidate is None or candidate.failure is None or candidate.judged:
+        return ()
+    # The first decision of a rollout is that servers have proved its revision, or that they cannot.
+    rolled_out = state is not None and state.revision == candidate.revision and state.ended and state.sequence > 1
+    if not rolled_out and candidate.failure.reason not in GOLDEN_REASONS:
+        return ()
+    ended = f"; {candidate.revision} has failed since, and has no servers"
+    passed = (
+        ObservedCondition("ArtifactVerified", "True", "DigestMatches", f"the artifact had the expected sha256{ended}"),
+        ObservedCondition("RevisionLoaded", "True", "Loaded", f"Triton had loaded it{ended}"),
+        ObservedCondition("GoldenPassed", "True", "AnswersMatch", f"its servers had proved it{ended}"),
+    )
+    return passed if rolled_out and candidate.failure.reason not in GOLDEN_REASONS else passed[:_LOADED]
 
 
 def _artifact(roles: Roles, report: ModelReport | None) -> ObservedCondition:
@@ -335,7 +354,8 @@ def _progressing(
             "Progressing", "True", "Deleting", "requests finish first, then servers unload the model"
         )
     if state is not None and not state.ended and state.phase is not Phase.PENDING:
-        text = f"{state.revision} gets {state.weight} % of requests: {state.message or 'no problem is known'}"
+        weight = _weight(roles, state, world)
+        text = f"{state.revision} gets {weight} % of requests: {state.message or 'no problem is known'}"
         if hold_of(state) not in ("", Wait.INCIDENT):
             resume = _command("resume", model, state.revision)
             text += f"; {resume} goes on, `segserve rollout abort {model.name}` ends it"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Final
 
-from segserve_operator.core.advance.explanations import DEADLINE_PASSED, WAITS, hold_of
+from segserve_operator.core.advance.explanations import DEADLINE_PASSED, SIGNALS, WAITS, hold_of
 from segserve_operator.core.gates.base import Outcome, Verdict
 from segserve_operator.core.models.drift import DRIFTING
 from segserve_operator.core.rollout.engine import Wait
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.phases import Phase, Signal
 from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import ModelStatus, ObservedCondition, Roles
@@ -70,7 +71,8 @@ def _moves(before: Roles, after: Roles) -> Iterator[Event]:
     if was is not None and now.revision == was.revision:
         yield Event("Normal", "Settled", f"{now.revision} moved to group {now.group}")
     elif before.previous is not None and before.previous.revision == now.revision and was is not None:
-        yield Event("Normal", "RolledBack", f"{now.revision} gets all requests again; {was.revision} stays loaded")
+        kept = f"; {was.revision} stays loaded" if after.previous is not None else ""
+        yield Event("Normal", "RolledBack", f"{now.revision} gets all requests again{kept}")
     else:
         kept = f"; {was.revision} stays loaded" if was is not None else ""
         yield Event("Normal", "Promoted", f"{now.revision} in group {now.group} gets all requests{kept}")
@@ -87,7 +89,7 @@ def rollout_events(
     same = before is not None and after is not None and before.rollout == after.rollout
     events: list[Iterable[Event]] = []
     if before is not None and not same and not before.ended:
-        events.append((_cancelled(before),))
+        events.append((_cancelled(replace(before, message=SIGNALS[Signal.CANCEL][1])),))
     if after is not None:
         former = before if same else None
         events.append(

@@ -29,7 +29,7 @@ from segserve_operator.core.models.drift import drift_watches, with_counting
 from segserve_operator.core.models.events import rollout_events, status_events
 from segserve_operator.core.models.pool import pool_status, slots
 from segserve_operator.core.models.rest import Rest, Settled, is_at_rest
-from segserve_operator.core.models.roles import UNLOAD_S, assigned_model, next_roles, record_of, settling
+from segserve_operator.core.models.roles import UNLOAD_S, assigned_model, next_roles, record_of, settling, split
 from segserve_operator.core.models.update import spread, with_template
 from segserve_operator.core.rollout.batches import answered
 from segserve_operator.core.rollout.decisions import decide_all
@@ -242,7 +242,7 @@ def _route(model: ModelObserved, roles: Roles, state: RolloutState | None, world
     if stable is None or assigned is None:
         return None
     report = prevailing_report(stable.group, stable.revision, world)
-    other, weight = _other_weight(roles, state, world)
+    other, weight = split(roles, state, world)
     shares = [_share(stable.group, assigned, 100 - weight, world)]
     for holder in (roles.candidate, roles.previous):
         holder_model = record_of(holder.revision, model, world) if holder is not None else None
@@ -339,23 +339,6 @@ def _present_route(model: ModelObserved, world: Observed) -> Route | None:
 def _may_get_requests(holder: Candidate | RoleHolder, group: str, world: Observed) -> bool:
     """Return whether gateways need a revision that gets no requests now: a return needs any server of it."""
     return answers(holder, world) if isinstance(holder, RoleHolder) else suffices(group, holder.revision, world)
-
-
-def _other_weight(
-    roles: Roles, state: RolloutState | None, world: Observed
-) -> tuple[Candidate | RoleHolder | None, int]:
-    """Return which revision gets requests besides stable, and the percentage; None if none of its servers is ready."""
-    if state is None or state.ended:
-        return None, 0
-    other: Candidate | RoleHolder | None = None
-    weight = 0
-    if roles.candidate is not None and roles.candidate.revision == state.revision:
-        other, weight = roles.candidate, state.weight
-    elif state.phase is Phase.BAKING and roles.stable is not None and roles.stable.revision == state.revision:
-        other, weight = roles.previous, 100 - state.weight
-    group = world.groups.get(other.group or "") if other is not None else None
-    answers = other is not None and group is not None and group.endpoints(other.revision)
-    return (other, weight) if answers else (None, 0)
 
 
 def _share(group: str, assigned: AssignedModel, weight: int, world: Observed) -> Share:

@@ -12,12 +12,13 @@ from typing import Final
 
 from segserve_builder.agent.protocol import AssignedModel, GoldenTrial
 from segserve_builder.spec.model_spec import ModelClass
-from segserve_operator.core.advance.advance import RolloutUpdate, advance, with_checks
+from segserve_operator.core.advance.advance import RETURNED, RolloutUpdate, advance, with_checks
 from segserve_operator.core.failure import FailureReason
 from segserve_operator.core.models.pool import Slots
 from segserve_operator.core.models.update import is_outdated, template_of
 from segserve_operator.core.rollout.decisions import Deciding
 from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.record import RolloutState
 from segserve_operator.core.world.deadlines import deadline_s, is_overdue, overdue_reason, waited_out_s
 from segserve_operator.core.world.golden import golden_of, trial_of
 from segserve_operator.core.world.observed import Candidate, ModelObserved, Observed, RoleHolder, Roles
@@ -69,6 +70,24 @@ def settling(roles: Roles, main: str) -> bool:
     """
     away = roles.stable is not None and roles.stable.group != main
     return away and (roles.previous is None or roles.previous.group != main)
+
+
+def split(roles: Roles, state: RolloutState | None, world: Observed) -> tuple[Candidate | RoleHolder | None, int]:
+    """Return which revision gets requests besides stable, and the percentage; None if none of its servers is ready.
+
+    While a promoted revision is watched and none of its servers is ready, its predecessor gets all.
+    """
+    if state is None or state.ended or roles.stable is None:
+        return None, 0
+    other: Candidate | RoleHolder | None = None
+    weight = 0
+    if roles.candidate is not None and roles.candidate.revision == state.revision:
+        other, weight = roles.candidate, state.weight
+    elif state.phase is Phase.BAKING and roles.stable.revision == state.revision:
+        other, weight = roles.previous, 100 - state.weight
+    if other is None or not answers(other, world):
+        return None, 0
+    return other, 100 if other is roles.previous and not answers(roles.stable, world) else weight
 
 
 def _follow_spec(roles: Roles, scope: Scope) -> Roles:
@@ -235,7 +254,7 @@ def _follow_rollout(roles: Roles, update: RolloutUpdate, scope: Scope) -> Roles:
     """Return the roles that correspond to the rollout's state; both are written in one status."""
     candidate, state, now_s = roles.candidate, update.state, scope.world.now_s
     if update.return_to_previous and roles.stable is not None:
-        return _returned(roles, FailureReason("RolledBack", "a person returned to the former revision"), now_s)
+        return _returned(roles, RETURNED, now_s)
     if update.retry and candidate is not None:
         return replace(roles, candidate=_new_candidate(roles, scope, candidate.revision))
     if update.promote and candidate is not None:

@@ -333,10 +333,11 @@ def state_of(record: Record, revision: str) -> RolloutState:
     )
 
 
-def caught_up(record: Record, standing: RolloutState) -> Record:
+def caught_up(record: Record, standing: RolloutState, actor: str = "segserve") -> Record:
     """Return the record in agreement with its model's status, which is written first and takes precedence.
 
     If the process stopped between the two writes, the inputs of its last decision are lost, and the record says so.
+    `actor` is who caused what the status has more: a person who left a revision after its rollout.
     """
     if record.sequence >= standing.sequence and _agrees(record.progress, standing):
         return record
@@ -359,7 +360,7 @@ def caught_up(record: Record, standing: RolloutState) -> Record:
         signal=LOST,
         phase=standing.phase,
         weight=standing.weight,
-        actor="segserve",
+        actor=actor,
         reason=standing.reason,
         message=standing.message,
     )

@@ -344,7 +344,9 @@ def _fails(policy: Policy, progress: Progress, judged: Sequence[Judgement], hear
     too_many = (excess_of(judged, progress) - progress.bad >= policy.max_bad_requests) & ~incident
     # What holds or is noted is nothing that segserve's own requests could confirm.
     rolls_back = [each for each, does in zip(judged, _on_breach(policy), strict=True) if does is OnBreach.ROLLBACK]
-    fails: Bools = in_a_row | too_many | _suspect(progress, rolls_back) | np.asarray(heard.lost)
+    # Servers that are gone are no fault as long as nobody's request failed.
+    died = np.asarray(heard.lost) & (progress.failures > 0)
+    fails: Bools = in_a_row | too_many | _suspect(progress, rolls_back) | died
     stops: Bools = fails | _surges(progress, rolls_back)
     return stops
 

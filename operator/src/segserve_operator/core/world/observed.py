@@ -19,6 +19,7 @@ from segserve_operator.core.drift.watch import DriftWatch
 from segserve_operator.core.failure import FailureReason, shortened
 from segserve_operator.core.gates.checks import CheckResult
 from segserve_operator.core.rollout.counters import HungRequests, Sample
+from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record, RolloutState
 from segserve_operator.core.statistics.past import StablePast
 from segserve_operator.core.traffic import AccessRule, CredentialKind, Endpoint, RouteLimits, TrafficState
@@ -149,6 +150,17 @@ class ModelStatus:
     read_generation: int = 0
     drift: str = ""
     device: str = ""
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase of the latest rollout if it says what its revision is now; None once that is history."""
+        state, roles = self.rollout, self.roles
+        if state is None or not state.ended:
+            return state.phase if state is not None else None
+        failed = roles.candidate if roles.candidate is not None and roles.candidate.failure is not None else None
+        holder = roles.stable if state.phase is Phase.SUCCEEDED else failed
+        is_present = holder is not None and holder.revision == state.revision and state.phase is not Phase.CANCELLED
+        return state.phase if is_present else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,14 @@ from typing import Final
 
 from segserve_builder.agent.protocol import ModelReport, ModelState
 from segserve_operator.core.failure import FailureReason
-from segserve_operator.core.world.observed import GroupObserved, MinReady, Observed, RoleHolder, ServerObserved
+from segserve_operator.core.world.observed import (
+    Candidate,
+    GroupObserved,
+    MinReady,
+    Observed,
+    RoleHolder,
+    ServerObserved,
+)
 
 ARTIFACT_REASONS: Final = frozenset(
     {
@@ -44,9 +51,9 @@ def suffices(name: str, revision: str, world: Observed) -> bool:
     return group is not None and len(group.proved(revision)) >= needed(group, world)
 
 
-def answers(holder: RoleHolder, world: Observed) -> bool:
+def answers(holder: Candidate | RoleHolder, world: Observed) -> bool:
     """Return whether any server answers for a role."""
-    group = world.groups.get(holder.group)
+    group = world.groups.get(holder.group or "")
     return group is not None and bool(group.endpoints(holder.revision))
 
 
