@@ -59,7 +59,7 @@ def status(
         observed_generation=1,
         roles=records.roles_of(at),
         conditions=conditions,
-        weight=100,
+        weight=records.weight_of(at),
         url="http://gateway/v2/models/coins",
         rollout=at,
         handled=handled,

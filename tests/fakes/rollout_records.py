@@ -27,6 +27,7 @@ from segserve_operator.core.world.observed import Candidate, ModelStatus, RoleHo
 from segserve_operator.mapping.rollouts import manifest_of, status_of
 from segserve_operator.mapping.statuses import to_api
 from segserve_platform.cli.rollout.render import RolloutTree
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView
 
 STABLE, CANDIDATE = "coins-f3ce7142e5", "coins-8d6f11d641"
@@ -147,7 +148,7 @@ def manifest(found: Record) -> dict[str, Any]:
 
 def coins(at: RolloutState | None, roles: Roles | None = None, *, generation: int = 1, **spec: Any) -> dict[str, Any]:
     """Return the model's resource, whose status says that its rollout stands so, and was told of `generation`."""
-    known = ModelStatus(observed_generation=1, roles=roles or roles_of(at), rollout=at, weight=at.weight if at else 100)
+    known = ModelStatus(observed_generation=1, roles=roles or roles_of(at), rollout=at, weight=weight_of(at))
     status = to_api(known, SegmentationModelStatus(), datetime.now(UTC)).to_dict()
     metadata = {"name": "coins", "generation": generation, "creationTimestamp": "2026-01-01T00:00:00Z", "uid": "u"}
     return {
@@ -157,6 +158,11 @@ def coins(at: RolloutState | None, roles: Roles | None = None, *, generation: in
         "spec": {"pool": "default", "rollout": {"strategy": "canary"}} | spec,
         "status": status,
     }
+
+
+def weight_of(at: RolloutState | None) -> int:
+    """Return the weight of the newest revision that goes with where a rollout stands."""
+    return 100 if at is None or at.phase in (Phase.SUCCEEDED, Phase.CANCELLED) else 0 if at.ended else at.weight
 
 
 def roles_of(at: RolloutState | None) -> Roles:
@@ -180,8 +186,9 @@ def roles_of(at: RolloutState | None) -> Roles:
 def seen(**changes: Any) -> RolloutView:
     """Return the rollout as it is 270 s after its beginning."""
     found = record()
-    at = RolloutView("coins", standing(found), STABLE, found, STARTED_S + 270)
-    return replace(at, **changes)
+    at = changes.get("standing", standing(found))
+    view = RolloutView("coins", at, STABLE, found, STARTED_S + 270, Present.of(coins(at)))
+    return replace(view, **changes)
 
 
 def outlook() -> Forecast:

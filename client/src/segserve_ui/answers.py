@@ -148,6 +148,8 @@ class KeptAnswers:
         """Return an answer; raises `GoneAnswerError` if it was forgotten."""
         with self._lock:
             found = self._results.get(name)
+            if found is not None:
+                self._results.move_to_end(name)
         if found is None:
             raise GoneAnswerError(f"this answer is no longer kept (only the last {KEPT} are): segment the image again")
         return found

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from mimetypes import guess_type
@@ -389,15 +390,21 @@ class _Page:
     async def prompt(self, request: Request) -> Response:
         model, prompts, name = _text(request, "model"), _prompts(request), secrets.token_urlsafe(9)
         file = await self._image(request)
-        return await self._prompted(name, lambda: self._backend.prompt(name, prompts, model, image_content(file).image))
+        return await self._prompted(
+            request, name, lambda: self._backend.prompt(name, prompts, model, image_content(file).image)
+        )
 
     async def prompt_again(self, request: Request) -> Response:
         name, prompts = request.path_params["image"], _prompts(request)
-        return await self._prompted(name, lambda: self._backend.prompt(name, prompts))
+        return await self._prompted(request, name, lambda: self._backend.prompt(name, prompts))
 
-    async def _prompted(self, name: str, ask: Callable[[], tuple[Any, float]]) -> Response:
-        answered = await asyncio.to_thread(lambda: self._described(*ask()))
-        return _json(answered | {"image": name})
+    async def _prompted(self, request: Request, name: str, ask: Callable[[], tuple[Any, float]]) -> Response:
+        former = request.query_params.get("before", "")
+        before = self._answers.get(former) if former else None
+        result, took_ms = await asyncio.to_thread(ask)
+        if before is not None:  # the objects that were selected in this image before
+            result = replace(result, instances=(*before.instances, *result.instances))
+        return _json(await asyncio.to_thread(self._described, result, took_ms) | {"image": name})
 
     async def compare(self, request: Request) -> Response:
         first, second = _text(request, "first"), _text(request, "second")

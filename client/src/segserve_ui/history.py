@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from segserve_operator.adapters.local.request_history import bin_edge_ms, read_history
-from segserve_operator.core.rollout.phases import Phase
+from segserve_operator.core.rollout.phases import ENDED, Phase
 from segserve_platform.platforms.errors import ControlError
 from segserve_platform.platforms.local import LocalPlatform
 from segserve_platform.platforms.metrics import FAULTS, MetricsSource, quantile
@@ -131,6 +131,6 @@ def _rollouts(place: UiPlatform) -> Iterator[Json]:
             "phase": phase.label,
             "tone": TONES.get(phase, "moving"),
             "startedAt": stamp(began_s),
-            "took": "" if last is None else span(last.at_s - began_s),
+            "took": span(last.at_s - began_s) if last is not None and phase in ENDED else "",
             "text": "" if last is None else last.message or last.reason or last.signal,
         }

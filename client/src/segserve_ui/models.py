@@ -15,6 +15,7 @@ from segserve_platform.platforms.errors import ControlError, InvalidResourceErro
 from segserve_platform.platforms.manifests import stored_pipeline
 from segserve_platform.platforms.metrics import MetricsSource
 from segserve_platform.platforms.port import Json, Platform
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.waiting import age, readiness
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
@@ -23,7 +24,6 @@ EXAMPLES: Final = 12
 _MOVING: Final = ("Progressing", "Reconciling")
 _DRIFTING: Final = "Drifting"
 _GOOD_IF_FALSE: Final = (*_MOVING, _DRIFTING, "Degraded", "Stalled")
-_ROLES: Final = ("stable", "candidate", "previous")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +128,11 @@ class ModelsOverview:
             "pool": manifest["spec"].get("pool") or "default",
             "classes": len(manifest["spec"].get("classes") or ()),
             "state": state_of_model(manifest, runs=runs),
-            "revisions": list(_revisions(status)),
+            "revisions": list(_revisions(manifest)),
             "slo": status.get("slo"),
             "device": status.get("device"),
             "drift": next((each for each in conditions if each["type"] == _DRIFTING), None),
-            "rollout": (status.get("rollout") or {}).get("phase"),
+            "rollout": status.get("phase"),
             "conditions": conditions,
             "activity": _finite(row.to_json()) if row is not None else idle,
             "rates": [round(rate, 3) for rate in self._window.rates.get(name, ())],
@@ -148,20 +148,13 @@ def state_of_model(manifest: Json, *, runs: bool = True) -> Json:
     return {"word": state.state, "tone": tone, "text": state.problem or state.text, "serves": state.answers}
 
 
-def _revisions(status: Json) -> Iterator[Json]:
-    roles = status.get("roles") or {}
-    weight = int(status.get("weight") or 0)
-    candidate_weight = weight if "candidate" in roles and "stable" in roles else 0
-    if (status.get("rollout") or {}).get("phase") == "Baking" and "previous" in roles:
-        # During the bake the new revision is stable, and the previous one has the holdback.
-        shares = {"stable": weight, "previous": 100 - weight}
-    else:
-        shares = {"stable": 100 - candidate_weight, "candidate": candidate_weight}
-    for role in _ROLES:
-        if (holder := roles.get(role)) is not None:
-            why = ": ".join(filter(None, (holder.get("reason"), holder.get("message"))))
-            yield {"role": role, "revision": holder["revision"], "weight": shares.get(role, 0),
-                   "failed": holder.get("state") == "Failed", "text": why, "age": age(holder["since"])}  # fmt: skip
+def _revisions(manifest: Json) -> Iterator[Json]:
+    roles, present = (manifest.get("status") or {}).get("roles") or {}, Present.of(manifest)
+    for role, revision in present.revisions.items():
+        holder = roles[role]
+        why = ": ".join(filter(None, (holder.get("reason"), holder.get("message"))))
+        yield {"role": role, "revision": revision, "weight": present.shares[role],
+               "failed": holder.get("state") == "Failed", "text": why, "age": age(holder["since"])}  # fmt: skip
 
 
 def _condition(found: Json) -> Json:

@@ -61,6 +61,8 @@ class RolloutsOverview:
             latest = describe_rollout(view, forecast)
             former = [each for each in earlier if each["model"] == name and each["name"] != view.standing.rollout]
             possible = {"actions": _actions(model, view, forecast), "skippable": skippable_gates(model)}
+            if not stored.runs:
+                possible = {"actions": [], "skippable": []}
             found.append(latest | possible | {"earlier": former[:EARLIER]})
         found.sort(key=lambda each: (each["ended"], each["model"]))
         return {"rollouts": found, "without": without}
@@ -122,7 +124,11 @@ def describe_rollout(view: RolloutView, outlook: Forecast | None) -> Json:
         "paused": standing.paused,
         "behind": view.behind,
         "headline": words.headline(view, outlook).removeprefix(f"{view.model}: "),
-        "weight": standing.weight,
+        "weight": view.weight,
+        "history": view.is_history,
+        "previous": view.present.revisions.get("previous"),
+        "stable": view.present.revisions.get("stable"),
+        "live": view.is_live,
         "startedAt": stamp(standing.started_s),
         "sides": [_side(side, view) for side in view.present_sides()],
         "compares": record is not None and record.policy.shadow is not None,
@@ -153,7 +159,7 @@ def describe_rollout(view: RolloutView, outlook: Forecast | None) -> Json:
 
 
 def _side(side: Side, view: RolloutView) -> Json:
-    counts = None if view.standing.ended or words.stale_s(view) else side.requests_per_second
+    counts = side.requests_per_second
     quantiles = {f"p{share * 100:.0f}": words.latency(side.quantile_ms(share)) for share in (0.5, 0.95)}
     allowed = view.record.slo.error_percent if view.record is not None else math.inf
     return {
@@ -195,7 +201,7 @@ def _facts(view: RolloutView, outlook: Forecast | None) -> Iterator[Json]:
         yield {"name": "Took", "text": span(standing.since_s - standing.started_s)}
     if requests := list(words.asked(view)):
         yield {"name": "Requested by", "text": "; ".join(text for text, _ in requests)}
-    if old_s := words.stale_s(view):
-        yield {"name": "Last counted", "text": f"{span(old_s)} ago: is the operator running?"}
+    if missing := words.uncounted(view):
+        yield {"name": "Counted", "text": missing}
     if standing.quarantines:
         yield {"name": "Quarantines", "text": f"{standing.quarantines} of {MAX_QUARANTINES}"}

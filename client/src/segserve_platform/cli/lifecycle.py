@@ -23,12 +23,12 @@ from segserve_platform.cli.options import PORTS, PlatformOptions, seconds
 from segserve_platform.cli.page import check_page, page, show_address
 from segserve_platform.cli.resources import check_local_files
 from segserve_platform.cli.signals import ends_on_signals
-from segserve_platform.cli.startup import Startup
+from segserve_platform.cli.startup import Startup, is_up
 from segserve_platform.cli.terminal import activity
 from segserve_platform.platforms.local import POLL_S, LocalPlatform, check_state_folder, local_store
 from segserve_platform.platforms.manifests import check_kinds, read_files
 from segserve_platform.platforms.port import MODEL
-from segserve_platform.platforms.waiting import Serving, readiness
+from segserve_platform.platforms.waiting import Serving, overdue, readiness
 
 if TYPE_CHECKING:
     from segserve_operator.adapters.local.files import PlatformRecord, StateFolder
@@ -220,14 +220,17 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
     deadline_s = time.monotonic() + START_S
     while (record := read_platform(state)) is None or not record.observed:
         if child.poll() is not None:
-            last = state.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise CommandError(f"the platform did not start: {''.join(last)} (full log: {state.log})")
+            raise CommandError(f"the platform did not start: {_last_line(state.log)} (full log: {state.log})")
         if time.monotonic() > deadline_s:
             raise CommandError(
                 f"the platform did not start within {START_S:g} s, and still tries to: `segserve get` shows when it "
-                f"has, and `segserve down` ends it (log: {state.log})"
+                f"has, and `segserve down` ends it (log: {state.log}; its last line: {_last_line(state.log)})"
             )
         time.sleep(POLL_S / 4)
+
+
+def _last_line(log: Path) -> str:
+    return "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
 
 
 def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
@@ -239,8 +242,9 @@ def _wait_for(startup: Startup, timeout_s: float, timeout: str) -> None:
         while startup.waiting:
             manifests = {name: platform.find(MODEL, name) for name in startup.waiting}
             for name, manifest in manifests.items():
-                if not goals[name].reached(manifest) and time.monotonic() > deadline_s:
-                    raise goals[name].late(manifest, timeout)
+                up = goals[name].reached(manifest) or (manifest is not None and is_up(manifest))
+                if not up and time.monotonic() > deadline_s:
+                    raise overdue(platform, goals[name], manifest, timeout)
             existing = [manifest for manifest in manifests.values() if manifest is not None]
             for line in startup.ready_lines(existing):
                 shown.line(line)

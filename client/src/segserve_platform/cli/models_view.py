@@ -17,6 +17,7 @@ from rich.text import Text
 from segserve_platform.cli.errors import plain
 from segserve_platform.platforms.errors import ControlError
 from segserve_platform.platforms.port import Json, Platform, PlatformEvent
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.waiting import State, age, condition, readiness
 
 # Statuses are read as JSON, not as `SegmentationModelStatus`: a newer operator may have added fields, which the type
@@ -116,7 +117,7 @@ def _row(manifest: Mapping[str, Any], starting: Container[str]) -> list[Text]:
         _ready(manifest, state.state, starting),
         Text(roles.get("stable", {}).get("revision", "")),
         _candidate(roles.get("candidate")),
-        Text((status.get("rollout") or {}).get("phase", "")),
+        Text(status.get("phase", "")),
         Text(str(status.get("weight", ""))),
         _coloured(status.get("slo"), {"Met": "green", "Breached": "red"}),
         Text(status.get("url", "")),
@@ -163,7 +164,7 @@ def model_text(manifest: Json, record: Json | None, more: Iterable[str] = ()) ->
         group = f" in group {holder['group']}" if holder.get("group") else ""
         lines.append(f"  {role:<10} {holder['revision']}{group} since {age(holder['since'])}{failure}")
     if status.get("rollout"):
-        lines += _rollout(status["rollout"], (record or {}).get("status") or {})
+        lines += _rollout(manifest, status["rollout"], (record or {}).get("status") or {})
     lines.append("conditions:")
     for each in status.get("conditions", []):
         lines.append(f"  {each['type']:<17} {each['status']:<8} {age(each['lastTransitionTime']):>4}  {_why(each)}")
@@ -201,12 +202,14 @@ def without_defaults(manifest: Json) -> Json:
     return shown
 
 
-def _rollout(rollout: Json, record: Json) -> Iterator[str]:
+def _rollout(manifest: Json, rollout: Json, record: Json) -> Iterator[str]:
     from segserve_platform.platforms.rollouts.words import actor
 
-    state = f"{rollout['phase']} at {rollout.get('weight', 0)} %{', paused' if rollout.get('paused') else ''}"
-    yield f"rollout: {rollout['name']}"
-    yield f"  {rollout['revision']} is {state} since {age(rollout['since'])}  {_why(rollout)}"
+    revision, phase, present = rollout["revision"], rollout["phase"], Present.of(manifest)
+    state = f"is {phase} at {present.share_of(revision)} %{', paused' if rollout.get('paused') else ''} since"
+    history = f"past rollout, which says nothing of the present ({present.text})"
+    yield f"{'rollout' if present.phase else history}: {rollout['name']}"
+    yield f"  {revision} {state if present.phase else f'was {phase} for'} {age(rollout['since'])}  {_why(rollout)}"
     for verdict in record.get("verdicts") or ():
         skipped = " (skipped)" if verdict["gate"] in (rollout.get("skippedGates") or ()) else ""
         yield f"  gate {verdict['gate']:<15} {verdict['outcome']:<9} {_why(verdict)}{skipped}"

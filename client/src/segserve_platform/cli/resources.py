@@ -27,8 +27,16 @@ from segserve_platform.cli.options import (
 )
 from segserve_platform.cli.terminal import activity, print_whole, wide_enough
 from segserve_platform.platforms.local import LocalPlatform
-from segserve_platform.platforms.manifests import STDIN, check_kinds, read_files, revision_of, stored_models
+from segserve_platform.platforms.manifests import (
+    STDIN,
+    check_kinds,
+    read_files,
+    revision_of,
+    stored_models,
+    stored_pipeline,
+)
 from segserve_platform.platforms.port import MODEL, POOL, Change, Json, ParsedResource, Platform, user_fields
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.waiting import Gone, readiness, wait_for, wait_serving
 
 REFRESH_S: Final = 0.25
@@ -48,7 +56,7 @@ def change_lines(
 
     `before` and `after` are all models of the platform, by name, as they are and as they would be.
     """
-    yield f"{resource.title} {change.outcome} (dry run){_revision_text(resource, change, before, after)}"
+    yield f"{resource.title} {change.outcome} (dry run){change.later}{_revision_text(resource, change, before, after)}"
     if change.before is not None:
         yield from (f"  {line}" for line in differences("", user_fields(change.before), user_fields(change.after)))
 
@@ -112,7 +120,25 @@ def _revision_text(
         return ""
     if not former:
         return f": revision {next_one}"
-    return f": new revision {next_one}, now {former}" if next_one != former else f": stays revision {next_one}"
+    present = Present.of(before[resource.resource.metadata.name])
+    role, stays = present.role_of(next_one), "stays " if next_one == former else ""
+    kept = {"stable": ", which serves", "previous": ", which is kept loaded: it serves again at once"}
+    if stays or role in kept:
+        return f": {stays}revision {next_one}{kept.get(role, '')}"
+    refused = class_refusal(change, before, after) if present.revisions.get("stable") == former else ""
+    return f": new revision {next_one}, now {former}{refused}"
+
+
+def class_refusal(change: Change, before: Mapping[str, Json], after: Mapping[str, Json]) -> str:
+    """Return that a change of a model that serves would be refused for its classes; empty if it would not."""
+    if change.before is None or change.after["spec"].get("allowClassChanges"):
+        return ""
+    from segserve_operator.core.models.roles import CLASSES_CHANGED, class_changes
+
+    former, following = stored_pipeline(change.before, before), stored_pipeline(change.after, after)
+    changes = class_changes(former.classes, following.classes)
+    advice = "spec.allowClassChanges: true allows it"
+    return f", refused ({CLASSES_CHANGED}): {'; '.join(changes)}; {advice}" if changes else ""
 
 
 class OutputFormat(StrEnum):

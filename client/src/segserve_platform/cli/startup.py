@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from typing import Final
 
+from segserve_operator.core.rollout.phases import ENDED
 from segserve_platform.platforms.port import Json
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.waiting import condition, is_seen, readiness
 
 PHASES: Final = {
@@ -42,6 +44,12 @@ def phase(manifest: Json) -> str:
     return PHASES.get(reason, reason)
 
 
+def is_up(manifest: Json) -> bool:
+    """Return whether a model serves: its newest spec, or a former one while a rollout decides on the newest."""
+    state, rolls = readiness(manifest), Present.of(manifest).phase not in ("", *(phase.label for phase in ENDED))
+    return state.serves or (state.state == "Changing" and is_seen(manifest) and rolls)
+
+
 @dataclass
 class Startup:
     """The models that have not served yet since the platform was started, and the seconds of each one's phases."""
@@ -60,13 +68,16 @@ class Startup:
         now_s = self.clock()
         passed_s, self._last_s = now_s - self._last_s, now_s
         for manifest in manifests:
-            name, state = manifest["metadata"]["name"], readiness(manifest)
+            name = manifest["metadata"]["name"]
             phases = self.waiting.get(name)
             if phases is None:
                 continue
-            if state.serves:
+            if is_up(manifest):
                 del self.waiting[name]
-                yield f"{name}: ready{_times(phases)}"
+                rollout = (
+                    "" if readiness(manifest).serves else f"; a rollout is in progress: {Present.of(manifest).text}"
+                )
+                yield f"{name}: ready{_times(phases)}{rollout}"
             else:
                 phases[phase(manifest)] = phases.get(phase(manifest), 0.0) + passed_s
 

@@ -25,6 +25,7 @@ from segserve_platform.cli.options import (
 from segserve_platform.platforms.errors import ControlError
 from segserve_platform.platforms.history import HistoryEntry, LoggedRequest, history, read_requests
 from segserve_platform.platforms.port import Json, Platform
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.waiting import readiness
 
 NO_LOG: Final = (
@@ -54,14 +55,10 @@ def why(
         notes.append(f"events cannot be read: {error}")
         events = []
     entries = history(model, platform.rollouts(), events, _logged(platform, since_s, notes), since_s)
-    status = model.get("status") or {}
-    stable = ((status.get("roles") or {}).get("stable") or {}).get("revision")
-    candidate = ((status.get("roles") or {}).get("candidate") or {}).get("revision")
-    serves = f"{stable} is stable" if stable else "nothing serves"
-    shifted = f", {candidate} has {status.get('weight', 0)} % of requests" if candidate else ""
+    status, readable = model.get("status") or {}, readiness(model)
     slo = f", SLO {status['slo']}" if status.get("slo") else ""
-    readable = readiness(model)
-    state = f"{serves}{shifted}{slo}: {readable.problem or readable.text or 'ready'}"
+    stopped = "" if platform.runs() else "no platform runs; at its end "
+    state = f"{stopped}{Present.of(model).text}{slo}: {readable.problem or readable.text or 'ready'}"
     if output == "json":
         listed = [_as_json(entry) for entry in entries]
         typer.echo(json.dumps({"model": name, "since": _iso(since_s), "now": state, "entries": listed, "notes": notes}))

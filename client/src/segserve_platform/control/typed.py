@@ -17,7 +17,7 @@ from segserve_operator.api.triton_pool import TritonPool
 from segserve_platform.platforms.errors import ControlError, InvalidResourceError, NoPlatformError, NotFoundError
 from segserve_platform.platforms.manifests import Source, check_kinds, read
 from segserve_platform.platforms.port import MODEL, Json, Platform
-from segserve_platform.platforms.waiting import Goal, Gone, Serving
+from segserve_platform.platforms.waiting import Goal, Gone, Serving, overdue
 
 R = TypeVar("R", SegmentationModel, TritonPool, SegmentationRollout)
 P = ParamSpec("P")
@@ -105,7 +105,7 @@ async def wait_for_async(platform: Platform, goal: Goal, timeout_s: float) -> Js
             return manifest
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
-            raise goal.late(manifest, f"{timeout_s:g} s")
+            raise await asyncio.to_thread(overdue, platform, goal, manifest, f"{timeout_s:g} s")
         await asyncio.sleep(min(LOOK_S, left_s))
 
 

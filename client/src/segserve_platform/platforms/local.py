@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +36,10 @@ CONTAINERS: Final = ("agent", "triton")
 MARK_BYTES: Final = 4096
 """Length of the text by which a truncated log is recognised: single lines repeat, texts of this length rarely do."""
 
+LINE_LENGTH: Final = 300
+LEAST_FREE: Final = 64 * 2**20
+_OF_SHELLS: Final = re.compile(r"[^\w/.,:=@%+~-]")
+"""A character that a shell could take for more than itself; letters of all scripts are none."""
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia")
 NO_GPU: Final = ("CUDA driver version is insufficient", "CudaDriverHelper has not been initialized")
 """Texts that Triton logs as errors on a machine without a GPU, where they mean nothing."""
@@ -49,12 +55,24 @@ def local_store(place: Local | None = None) -> ResourceFiles:
 
 
 def check_state_folder(store: ResourceFiles) -> None:
-    """Raise `ControlError` if the state folder cannot be one because a file is in its place."""
-    root = store.state.root
-    nearest = next(path for path in (root, *root.parents) if path.exists())
-    if not nearest.is_dir():
-        raise ControlError(f"the state folder {str(root)!r} cannot be used: {nearest} is a file, not a folder; "
-                           "set SEGSERVE_STATE to another folder")  # fmt: skip
+    """Raise `ControlError` if the platform could not run in the state folder or in the cache, with what to do.
+
+    Triton starts its steps by a shell, whose words end at spaces; and a disk must have room for logs and shared files.
+    """
+    from segserve_operator.adapters.local.files import CACHE_VARIABLE, STATE_VARIABLE, cache_folder
+
+    for title, folder, variable in (("state", store.state.root, STATE_VARIABLE),
+                                    ("cache", cache_folder(), CACHE_VARIABLE)):  # fmt: skip
+        nearest, problem = next(path for path in (folder, *folder.parents) if path.exists()), ""
+        if not nearest.is_dir():
+            problem = f"{nearest} is a file, not a folder"
+        elif (odd := _OF_SHELLS.search(str(folder))) is not None:
+            problem = f"Triton cannot start its steps below a path with {odd[0]!r}"
+        elif (free := shutil.disk_usage(nearest).free) < LEAST_FREE:
+            problem = f"its disk has {free / 2**20:.0f} MiB free, and {LEAST_FREE / 2**20:.0f} are needed"
+        if problem:
+            text = f"the {title} folder {str(folder)!r} cannot be used: {problem}; set {variable} to another folder"
+            raise ControlError(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +97,28 @@ class LocalPlatform:
         """Store the resources; there is no field ownership on this machine."""
         check_state_folder(self.store)
         manifests = [(written.resource, written.complete()) for written in resources]
-        return [self.store.apply(resource, manifest) for resource, manifest in manifests]
+        # Compared before they are written.
+        later = [self._later(resource) for resource, _ in manifests]
+        return [f"{self.store.apply(*each)}{text}" for each, text in zip(manifests, later, strict=True)]
+
+    def _later(self, resource: object) -> str:
+        """Return what of a pool's gateway changes only at the next start of a platform that runs."""
+        from pydantic.alias_generators import to_camel
+
+        from segserve_operator.adapters.local.gateway import FOLLOWED
+        from segserve_operator.api.triton_pool import TritonPool
+
+        if not isinstance(resource, TritonPool) or not self.runs():
+            return ""
+        former, gateway = self.store.pool().spec.gateway, resource.spec.gateway
+        names = [name for name in type(gateway).model_fields if getattr(former, name) != getattr(gateway, name)]
+        waiting = ", ".join(f"gateway.{to_camel(name)}" for name in names if name not in FOLLOWED)
+        return f" ({waiting} from the next `segserve up` on)" if waiting else ""
 
     def preview(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[Change]:
         """Compare the resources with the stored ones."""
         manifests = [(written.resource, written.complete()) for written in resources]
-        return [Change(*self.store.preview(resource, manifest)) for resource, manifest in manifests]
+        return [Change(*self.store.preview(*each), later=self._later(each[0])) for each in manifests]
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Accept all: there are no namespaces on this machine."""
@@ -211,6 +245,16 @@ class LocalPlatform:
             if not request.follow:
                 return
             time.sleep(POLL_S)
+
+    def last_words(self, model: str) -> str:
+        """Return the newest line of the logs of a model's servers, or else of all servers and the supervisor."""
+        logs = self._log_files(LogRequest(model)) or [self.store.state.log, *self.store.state.groups.glob("*/*.log")]
+        written = sorted((path.stat().st_mtime, path) for path in logs if path.is_file())
+        for _, path in reversed(written):
+            origin = path.relative_to(self.store.state.root).with_suffix("").as_posix()
+            if line := next((each for each in reversed(_LogFile(path).new_lines(to_the_end=True)) if each.strip()), ""):
+                return f"; the last line of {origin}: {line.strip()[:LINE_LENGTH]}"
+        return ""
 
     def events(self, model: str) -> list[PlatformEvent]:
         """Read the events of the model and its pool, and when the processes that serve it started."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httpx
 
+from segserve_common.http.urls import is_proxied
 from segserve_platform.platforms.errors import ControlError, NoPlatformError
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class MetricsSource:
 
     def _read(self, url: str, path: str, given: Mapping[str, str | list[str]]) -> str:
         try:
-            answer = httpx.get(f"{url.rstrip('/')}/{path}", params=given, timeout=TIMEOUT_S)
+            address = f"{url.rstrip('/')}/{path}"
+            answer = httpx.get(address, params=given, timeout=TIMEOUT_S, trust_env=is_proxied(url))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ControlError(
                 f"the Prometheus at {url} does not answer: {str(error) or type(error).__name__}"

@@ -80,10 +80,11 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A resource as it is (None if it does not exist) and as `apply` would leave it."""
+    """A resource as it is (None if it does not exist) and as `apply` would leave it; `later`: what waits, in words."""
 
     before: Json | None
     after: Json
+    later: str = ""
 
     @property
     def outcome(self) -> str:
@@ -214,6 +215,10 @@ class Platform(Protocol):
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Yield a resource now, after each change and at least every second, without end; None if it does not exist."""
+        ...
+
+    def last_words(self, model: str) -> str:
+        """Return the newest line of the logs behind a model as the end of a sentence; empty without logs."""
         ...
 
     def events(self, model: str) -> list[PlatformEvent]:

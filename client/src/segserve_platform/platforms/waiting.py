@@ -201,8 +201,15 @@ def wait_for(platform: Platform, goal: Goal, deadline_s: float, timeout: str) ->
     states = platform.states(goal.kind, goal.name)
     while not goal.reached(manifest := next(states)):
         if time.monotonic() > deadline_s:
-            raise goal.late(manifest, timeout)
+            raise overdue(platform, goal, manifest, timeout)
     return manifest
+
+
+def overdue(platform: Platform, goal: Goal, manifest: Json | None, timeout: str) -> WaitTimeoutError:
+    """Return the error of a wait that is over, with the last line of the log of what does not go on."""
+    late = goal.late(manifest, timeout)
+    words = platform.last_words(goal.name) if goal.kind == MODEL and manifest is not None else ""
+    return WaitTimeoutError(f"{late.message}{words}", model=late.model)
 
 
 def wait_serving(platform: Platform, name: str, deadline_s: float, timeout: str) -> str:

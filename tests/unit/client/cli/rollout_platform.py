@@ -34,6 +34,15 @@ class RolloutPlatform:
         while True:
             yield self.model(name)
 
+    def runs(self) -> bool:
+        return True
+
+    def last_words(self, model: str) -> str:
+        return ""
+
+    def models(self) -> list[Json]:
+        return self.scenes[-1:]
+
     def rollouts(self) -> list[Json]:
         return list(self.records.values())
 

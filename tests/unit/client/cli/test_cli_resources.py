@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -157,6 +159,35 @@ def test_a_dry_run_says_that_a_change_makes_no_new_revision(command: Command, he
     (here / "model.yaml").write_text(text() + "  keepPrevious: 2h\n")
 
     assert "(dry run): stays revision coins-" in command("apply", "-f", "model.yaml", "--dry-run")[1]
+
+
+def test_a_dry_run_says_what_serves_already_what_is_kept_and_what_is_refused(
+    command: Command, here: Path, tmp_path: Path
+) -> None:
+    (here / "model.yaml").write_text(text())
+    command("apply", "-f", "model.yaml")
+    status = StateFolder(tmp_path / "state").objects / "SegmentationModel/coins/status.yaml"
+    other = text().replace("argmax: {}", "argmax: {}}, {fillHoles: {}")
+    renamed = text().replace("name: coin}", "name: penny}")
+    printed: dict[str, Any] = {}
+    for title, changed in (("other", other), ("renamed", renamed)):
+        (here / "model.yaml").write_text(changed)
+        printed[title] = command("apply", "-f", "model.yaml", "--dry-run")[1]
+    serving, following = re.findall(r"coins-[0-9a-f]{10}", printed["other"])[::-1]
+    for role in ("stable", "previous"):
+        write_yaml(status, {"roles": {role: {"revision": following}}, "weight": 100})
+        (here / "model.yaml").write_text(other)
+        printed[role] = command("apply", "-f", "model.yaml", "--dry-run")[1]
+    write_yaml(status, {"roles": {"stable": {"revision": serving}}, "weight": 100})
+    (here / "model.yaml").write_text(renamed)
+    printed["refused"] = command("apply", "-f", "model.yaml", "--dry-run")[1]
+    (here / "model.yaml").write_text(renamed + "  allowClassChanges: true\n")
+    printed["allowed"] = command("apply", "-f", "model.yaml", "--dry-run")[1]
+
+    assert f": revision {following}, which serves" in printed["stable"]
+    assert f": revision {following}, which is kept loaded" in printed["previous"]
+    assert "refused" not in printed["renamed"] + printed["allowed"]
+    assert ", refused (ClassesChanged): class 'coin' is dropped; its id 1 now means 'penny'" in printed["refused"]
 
 
 def test_a_dry_run_shows_which_models_follow_the_one_that_they_name(command: Command, here: Path) -> None:

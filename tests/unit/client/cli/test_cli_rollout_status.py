@@ -28,6 +28,7 @@ from segserve_platform.cli.models_view import models_table
 from segserve_platform.cli.rollout import commands
 from segserve_platform.cli.rollout.render import RolloutTree, bar
 from segserve_platform.cli.rollout.status import follow
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.rollouts.documents import forecast_of
 from segserve_platform.platforms.rollouts.rollout_view import RolloutView, read_rollout
 from segserve_platform.platforms.rollouts.words import about, awaited, latency, span
@@ -139,7 +140,7 @@ def in_shadow() -> RolloutView:
     at = records.standing(
         found, weight=0, step=-1, since_s=records.STARTED_S + 41, step_since_s=records.STARTED_S + 41, reason=""
     )
-    return RolloutView("coins", at, records.STABLE, found, records.STARTED_S + 68)
+    return RolloutView("coins", at, records.STABLE, found, records.STARTED_S + 68, Present.of(records.coins(at)))
 
 
 def test_shadow_says_how_many_copies_are_compared_and_how_long_it_takes_at_most() -> None:
@@ -329,7 +330,7 @@ def test_a_passed_deadline_says_who_has_to_act() -> None:
 
     assert "deadline ○ passed: undecided for 6h, so it waits for you" in text
     assert "`segserve rollout promote coins` or `abort`" in text
-    assert "counted ◐ last 6h55m ago: is the operator running?" in text
+    assert "counted ◐ no requests for 6h55m" in text
 
 
 def test_wide_adds_the_numbers_and_all_decisions() -> None:
@@ -348,9 +349,9 @@ def test_wide_adds_the_numbers_and_all_decisions() -> None:
 def test_a_promoted_revision_is_the_stable_one(phase: Phase) -> None:
     lines = drawn(records.seen(standing=records.standing(phase=phase, weight=100, reason="", message="")))
 
-    assert words(lines[3]).startswith("○ previous")
-    assert lines[3].endswith(records.STABLE)
-    assert words(lines[4]).startswith("● stable")
+    assert words(lines[3]).startswith("● stable")
+    assert lines[3].endswith(records.CANDIDATE)
+    assert words(lines[4]).startswith("○ previous")
     assert ("watched for 10m, 6m11s to go" in "".join(lines)) == (phase is Phase.BAKING)
 
 
@@ -359,15 +360,18 @@ ENDINGS = {
     Phase.GOLDEN: "coins: no requests yet: it is loaded, and its golden images are being judged.",
     Phase.QUARANTINED: "coins: no requests for 3m49s: it failed while stable answered; segserve's own requests find "
     "out whether it recovers (quarantine 1 of 3).",
-    Phase.SUCCEEDED: "coins: all requests: the rollout succeeded after 41s.",
-    Phase.ROLLED_BACK: f"coins: rolled back after 41s: {records.MESSAGE}; {records.STABLE} has all requests.",
-    Phase.CANCELLED: f"coins: cancelled after 41s: {records.MESSAGE}.",
+    Phase.SUCCEEDED: f"coins: the rollout of {records.CANDIDATE} succeeded after 41s; {records.CANDIDATE} has all "
+    "requests.",
+    Phase.ROLLED_BACK: f"coins: the rollout of {records.CANDIDATE} was rolled back after 41s: {records.MESSAGE}; "
+    f"{records.STABLE} has all requests.",
+    Phase.CANCELLED: f"coins: the rollout of {records.CANDIDATE} was cancelled after 41s: {records.MESSAGE}; "
+    f"{records.STABLE} has all requests (it ended 3m49s ago).",
 }
 
 
 @pytest.mark.parametrize("phase", ENDINGS)
 def test_each_phase_has_its_sentence(phase: Phase) -> None:
-    assert drawn(records.seen(standing=records.standing(phase=phase)))[0] == ENDINGS[phase]
+    assert drawn(records.seen(standing=records.standing(phase=phase)), width=400)[0] == ENDINGS[phase]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +421,7 @@ def test_a_rollout_whose_record_was_not_written_yet_is_shown_by_its_status() -> 
     lines = drawn(records.seen(record=None))
 
     assert lines[0] == ("coins: 25 % of requests for 2m17s; not judged yet; nothing is recorded of it yet.")
-    assert words(lines[4]).endswith(f"25 % - - - - {records.CANDIDATE}")
+    assert words(lines[4]).endswith(f"25 % {records.CANDIDATE}")
 
 
 def test_hung_requests_have_no_latency_and_a_breach_of_the_slo_is_red() -> None:

@@ -38,7 +38,7 @@ ANSWERED: dict[str, tuple[Any, ...]] = {
     "abort": (Phase.PROGRESSING, (), NEW, {"phase": "RolledBack", "weight": 0}, "RolledBack at 0 %"),
     "pause": (Phase.PROGRESSING, (), NEW, {"paused": True}, "Progressing at 25 %, paused"),
     "resume": (Phase.PROGRESSING, (), NEW, {}, "Progressing at 25 %"),
-    "rollback": (Phase.BAKING, (), NEW, {"phase": "RolledBack", "weight": 0}, "RolledBack at 0 %"),
+    "rollback": (Phase.BAKING, (), NEW, {"phase": "RolledBack", "weight": 0}, ""),
     "skip-gate": (Phase.PROGRESSING, ("latency",), NEW, {"skippedGates": ["latency"]}, "Progressing at 25 %"),
 }
 
@@ -61,6 +61,10 @@ def test_a_verb_names_the_revision_it_is_about_and_tells_what_came_of_it(
     def answer(model: Any, asked: str, value: str) -> Any:
         after = deepcopy(model)
         after["status"]["rollout"] |= {"sequence": 5, "reason": "Asked", "message": "a person said so"} | change
+        after["status"]["weight"] = after["status"]["rollout"]["weight"]
+        if verb == "rollback":
+            roles = after["status"]["roles"]
+            after["status"]["roles"] = {"stable": roles["previous"], "candidate": roles["stable"] | {"state": "Failed"}}
         return after
 
     here.answer = answer
@@ -72,7 +76,8 @@ def test_a_verb_names_the_revision_it_is_about_and_tells_what_came_of_it(
     about = f"{gate[0]}@{revision}" if gate else revision
     assert key == f"segserve.dev/{verb}"
     assert re.fullmatch(rf"{about}@ada@example.org/[0-9a-f]{{6}}", value)
-    assert printed == f"coins: {NEW} is {outcome} (Asked: a person said so)\n"
+    now = f"{NEW} is {outcome} (Asked: a person said so)" if outcome else f"{OLD} has all requests; {NEW} was left"
+    assert printed == f"coins: {now}\n"
 
 
 SELF = "/apis/authentication.k8s.io/v1/selfsubjectreviews"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fakes import rollout_records as records
 from segserve_operator.adapters.local.files import StateFolder
-from segserve_platform.cli.startup import Startup
+from segserve_operator.core.rollout.phases import ENDED, Phase
+from segserve_platform.cli.startup import Startup, is_up
 from segserve_platform.platforms import local
 
 from .conftest import Command, conditions, model
@@ -150,3 +153,62 @@ def test_a_share_of_logged_requests_is_refused_before_anything_is_stored(
     assert code == 2
     assert "must be off, errors, all, or a share from 0 to 1" in " ".join(complaint.replace("│", " ").split())
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("odd", [*" \t'\"\\$&|;<>()*?[]#!{}`^", "\n", "\u00a0", "\u3000"])
+@pytest.mark.parametrize("variable", ["SEGSERVE_STATE", "SEGSERVE_CACHE"])
+def test_a_folder_whose_path_a_shell_would_split_is_refused_at_once(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, odd: str
+) -> None:
+    for each in ("SEGSERVE_STATE", "SEGSERVE_CACHE"):
+        monkeypatch.setenv(each, str(tmp_path / ("a" + odd + "b" if each == variable else "plain")))
+
+    code, _, complaint = command("up")
+
+    assert code == 1
+    assert f"Triton cannot start its steps below a path with {odd!r}" in complaint
+    assert f"set {variable} to another folder" in complaint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["jürgen", "a-b_c.d", "x:y,z=1@2%3+4~", "数据"])
+def test_a_folder_of_other_letters_is_no_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setenv("SEGSERVE_STATE", str(tmp_path / name))
+    monkeypatch.setenv("SEGSERVE_CACHE", str(tmp_path / name))
+
+    local.check_state_folder(local.local_store())
+
+
+def test_a_disk_without_room_is_refused_at_once(
+    command: Command, state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LEAST_FREE", 2**80)
+
+    code, _, complaint = command("up")
+
+    assert code == 1
+    assert f"the state folder {str(state.root)!r} cannot be used: its disk has" in complaint
+
+
+@pytest.mark.parametrize("phase", [None, *Phase])
+def test_a_model_is_up_while_a_rollout_decides_on_its_newest_spec(phase: Phase | None) -> None:
+    rolls = phase is not None and phase not in ENDED
+    at = records.coins(None if phase is None else records.standing(phase=phase))
+    shown = conditions("Serving", Ready="True", Progressing="True", Degraded="False")
+    at["status"]["conditions"] = [each | {"observedGeneration": 1} for each in shown]
+    lines = list(Startup(["coins"]).ready_lines([at]))
+
+    assert is_up(at) is rolls
+    assert len(lines) == rolls
+    if rolls:
+        assert "; a rollout is in progress: coins-" in lines[0]
+
+
+def test_a_wait_that_is_over_shows_the_newest_line_of_the_logs(state: StateFolder) -> None:
+    log = state.groups / "main/triton.log"
+    log.write_text("first\nE1130 stub died: Expected 9 arguments, found 3\n\n")
+    os.utime(state.groups / "main/a.log", (1, 1))
+
+    text = local.LocalPlatform().last_words("coins")
+
+    assert text == "; the last line of groups/main/triton: E1130 stub died: Expected 9 arguments, found 3"

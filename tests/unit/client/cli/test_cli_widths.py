@@ -69,8 +69,7 @@ def test_a_table_shows_whether_each_model_is_ready_and_its_weight_at_every_width
     ],
 )
 def test_the_address_goes_first_then_the_age_and_every_cell_that_is_left_is_whole(width: int, columns: str) -> None:
-    rollout = {"phase": "Progressing", "name": "roads-1"}
-    trial = model("roads", roles=FAILED, rollout=rollout, weight=25, slo="Breached")
+    trial = model("roads", roles=FAILED, phase="Progressing", weight=25, slo="Breached")
 
     row = cells(models_table([trial]), width)[0]
 

@@ -78,7 +78,8 @@ def list_(
     """List rollouts, newest first; -o yaml prints their records."""
     with needs("local"):
         from segserve_platform.cli.rollout.records import rollouts, rollouts_table
-    listed, console = rollouts(selected_platform(platform_options), name), Console()
+    platform, console = selected_platform(platform_options), Console()
+    listed = rollouts(platform, name)
     if output is OutputFormat.YAML:
         typer.echo(yaml.safe_dump_all([manifest for manifest, _ in listed], sort_keys=False), nl=False)
     elif output is OutputFormat.JSON:
@@ -86,7 +87,8 @@ def list_(
     elif not listed:
         console.print("no rollouts; the next change of a model with `spec.rollout` starts one")
     else:
-        _print(console, rollouts_table([record for _, record in listed], wide=output is OutputFormat.WIDE))
+        found, wide = [record for _, record in listed], output is OutputFormat.WIDE
+        _print(console, rollouts_table(found, platform.models(), wide=wide))
 
 
 @rollout.command()

@@ -21,11 +21,12 @@ from segserve_operator.mapping.packed_evidence import CHUNK_ROWS
 from segserve_platform.cli.errors import CommandError
 from segserve_platform.cli.rollout.render import COLOURS
 from segserve_platform.platforms.port import ROLLOUT, Json, Platform
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.rollouts.documents import decision_document, stamp
 from segserve_platform.platforms.rollouts.rollout_view import chunked_rows, is_written, record_of, state_of
 from segserve_platform.platforms.rollouts.words import span
 
-COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "AGE", "TOOK")
+COLUMNS: Final = ("ROLLOUT", "MODEL", "STABLE", "CANDIDATE", "PHASE", "WEIGHT", "AGE", "TOOK", "NOW")
 
 
 def rollouts(platform: Platform, model: str | None) -> list[tuple[Json, Record]]:
@@ -35,8 +36,12 @@ def rollouts(platform: Platform, model: str | None) -> list[tuple[Json, Record]]
     return sorted(mine, key=lambda each: (-float(each[1].progress.started_s), each[1].name))
 
 
-def rollouts_table(records: Iterable[Record], *, wide: bool = False) -> Table:
-    """Return rollouts as a table; a record may be some seconds behind its model's status."""
+def rollouts_table(records: Iterable[Record], models: Iterable[Json], *, wide: bool = False) -> Table:
+    """Return rollouts as a table; a record may be some seconds behind its model's status.
+
+    How each went is history; NOW is the role that its revision has today.
+    """
+    present = {model["metadata"]["name"]: Present.of(model) for model in models}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (*COLUMNS, "REASON", "MESSAGE") if wide else COLUMNS:
         table.add_column(name, no_wrap=True)
@@ -50,9 +55,10 @@ def rollouts_table(records: Iterable[Record], *, wide: bool = False) -> Table:
             record.stable,
             record.candidate,
             f"[{COLOURS[phase]}]{phase.label}[/]",
-            str(last.weight if last is not None else 0),
+            "" if phase in ENDED else str(last.weight if last is not None else 0),
             span(now_s - started_s),
             span(float(record.progress.since_s) - started_s) if phase in ENDED else "",
+            present[record.model].role_of(record.candidate) if record.model in present else "",
         ]
         table.add_row(
             *[*row, *((last.reason, escape(last.message)) if last is not None else ("", ""))] if wide else row

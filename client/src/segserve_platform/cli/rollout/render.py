@@ -79,19 +79,23 @@ class RolloutTree:
         )
 
     def _revisions(self, ascii_only: bool) -> Table:
+        """Return the revisions that have requests or are of the rollout, with figures if these are of the present."""
+        view = self.view
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
         table.add_column("now")
-        columns = ["weight", "requests/s", "errors", "p50", "p95", *(["judged"] if self.wide else [])]
-        for name in columns:
+        columns = ["weight", *(["requests/s", "errors", "p50", "p95"] if view.is_live else [])]
+        for name in (*columns, *(["judged"] if self.wide and view.is_live else [])):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("revision", overflow="fold")
-        for side, judged in zip(self.view.present_sides(), self.view.sides(), strict=True):
-            cells = _cells(side, self.view)
-            if self.wide:
-                cells.append(Text(f"{judged.requests:,}"))
-            colour = _side_colour(side, self.view)
+        judged = {side.revision: side.requests for side in view.sides()}
+        for side in view.present_sides():
+            cells = [Text(f"{side.weight} %", "" if side.weight else QUIET)]
+            if view.is_live:
+                cells += _figures(side, view)
+                cells += [Text(f"{judged.get(side.revision, 0):,}")] if self.wide else []
+            colour = _side_colour(side, view)
             role = Text(f"{sign(colour, ascii_only=ascii_only)} {side.role}", colour)
-            table.add_row(role, *cells, Text(side.revision or "?"))
+            table.add_row(role, *cells, Text(side.revision))
         return table
 
     def _root(self, ascii_only: bool, level: int) -> Node:
@@ -112,7 +116,8 @@ class RolloutTree:
         rows += self._state()
         if view.record is not None and view.record.decisions:
             rows.append(_decisions(view, wide=self.wide, shown=(DECISIONS, 1, 1, 0)[level]))
-        return Node(Text("rollout", "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
+        name = "past rollout" if view.is_history else "rollout"
+        return Node(Text(name, "bold"), COLOURS[standing.phase], standing.phase.label, detail, rows)
 
     def _gates(self, record: Record, ascii_only: bool, counted: Sequence[str]) -> Iterator[Node]:
         verdicts = {verdict.gate: verdict for verdict in record.verdicts}
@@ -156,8 +161,8 @@ class RolloutTree:
                 f"{text}{f' {span(view.now_s - at_s)} ago' if at_s is not None else ''}" for text, at_s in requests
             )
             yield Node(Text("asked by"), QUIET, "", Text("; ".join(dated)))
-        if old_s := words.stale_s(view):
-            yield Node(Text("counted"), MOVING, "", Text(f"last {span(old_s)} ago: is the operator running?"))
+        if missing := words.uncounted(view):
+            yield Node(Text("counted"), MOVING, "", Text(missing))
 
 
 def step_of(view: RolloutView) -> str:
@@ -172,16 +177,14 @@ def _side_colour(side: Side, view: RolloutView) -> str:
     return GOOD if side.role == "stable" else QUIET if side.role == "previous" else COLOURS[view.standing.phase]
 
 
-def _cells(side: Side, view: RolloutView) -> list[Text]:
-    """Return weight, rate, errors and latencies of the present; `-` if nothing is counted."""
-    rate = None if view.standing.ended or words.stale_s(view) else side.requests_per_second
-    weight = Text(f"{side.weight} %", "" if side.weight else QUIET)
+def _figures(side: Side, view: RolloutView) -> list[Text]:
+    """Return rate, errors and latencies of the present; `-` if nothing is counted."""
+    rate = side.requests_per_second
     if rate is None or not side.requests:
-        return [weight, Text("-" if rate is None else "0", QUIET), *(Text("-", QUIET) for _ in range(3))]
+        return [Text("-" if rate is None else "0", QUIET), *(Text("-", QUIET) for _ in range(3))]
     allowed = view.record.slo.error_percent if view.record is not None else 0.0
-    broken = (side.error_percent or 0.0) > allowed
-    errors = Text(f"{number(side.error_percent)} %", BAD if broken else "")
-    return [weight, Text(number(rate)), errors, *(Text(latency(side.quantile_ms(share))) for share in (0.5, 0.95))]
+    errors = Text(f"{number(side.error_percent)} %", BAD if (side.error_percent or 0.0) > allowed else "")
+    return [Text(number(rate)), errors, *(Text(latency(side.quantile_ms(share))) for share in (0.5, 0.95))]
 
 
 def _step(step: StepWords, view: RolloutView) -> Node:

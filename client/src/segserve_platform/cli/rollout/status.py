@@ -62,4 +62,4 @@ def _move(view: RolloutView | None) -> tuple[Any, ...]:
         return (None,)
     at, verdicts = view.standing, view.record.verdicts if view.record is not None else ()
     outcomes = tuple((verdict.gate, verdict.outcome) for verdict in verdicts)
-    return at.rollout, at.phase, at.step, at.weight, at.paused, at.reason, at.skipped, view.behind, outcomes
+    return at.rollout, at.phase, at.step, view.present, at.paused, at.reason, at.skipped, view.behind, outcomes

@@ -19,6 +19,7 @@ from segserve_operator.mapping.statuses import from_api
 from segserve_platform.platforms.errors import ConflictError, NotFoundError, WaitTimeoutError
 from segserve_platform.platforms.manifests import revision_of
 from segserve_platform.platforms.port import MODEL, Json, ParsedResource, Platform
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.rollouts.rollout_view import is_written, record_of
 from segserve_platform.platforms.waiting import wait_for
 
@@ -190,9 +191,14 @@ def outcome(platform: Platform, model: Json, request: RolloutRequest) -> str:
     name, standing = model["metadata"]["name"], _status(model).rollout
     if request.verb == "retry" and (failure := _failure(model)):
         raise ConflictError(f"{name}: retry: {request.revision} has failed again, or the retry was refused: {failure}")
+    present = Present.of(model)
+    if request.verb == "rollback":
+        if request.revision == present.revisions.get("stable"):
+            raise ConflictError(f"{name}: {present.text}; rollback came too late or was refused")
+        return f"{name}: {present.text}; {request.revision} was left"
     if standing is None:
         return f"{name}: {request.verb} of {request.revision} was handled"
-    state = f"{standing.revision} is {standing.phase.label} at {standing.weight} %"
+    state = f"{standing.revision} is {standing.phase.label} at {present.share_of(standing.revision)} %"
     state += ", paused" if standing.paused else ""
     manifest = platform.rollout(standing.rollout)
     decisions = record_of(manifest).decisions if manifest is not None and is_written(manifest) else ()

@@ -28,7 +28,7 @@ def document(view: RolloutView) -> Json:
         "phase": at.phase.label,
         "ended": at.ended,
         "step": at.step + 1,
-        "weight": at.weight,
+        "weight": view.weight,
         "paused": at.paused,
         "quarantines": at.quarantines,
         "reason": at.reason,

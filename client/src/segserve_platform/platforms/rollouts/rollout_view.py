@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from segserve_operator.api.segmentation_model import SegmentationModelStatus
+from segserve_operator.core.advance.advance import MAX_WRITE_INTERVAL_S
 from segserve_operator.core.advance.explanations import SIGNALS
 from segserve_operator.core.evidence import CANDIDATE, EDGES_MS, STABLE
 from segserve_operator.core.rollout.forecast import present, recent
@@ -19,9 +21,12 @@ from segserve_operator.mapping.packed_evidence import UnreadableRecordError, unp
 from segserve_operator.mapping.statuses import from_api
 from segserve_platform.platforms.errors import ControlError, NotFoundError, WaitTimeoutError
 from segserve_platform.platforms.port import MODEL, Json, Platform
+from segserve_platform.platforms.present import Present
 from segserve_platform.platforms.waiting import is_seen, readiness
 
 REREAD_S: Final = 1.0
+STALE_S: Final = 30.0
+"""Time without requests from which on the last counts say nothing about the present."""
 SETTLED_S: Final = 5.0
 """Time after a change of weight from which on the counts since then show the present rates."""
 UNDECIDED_CODE: Final = 4
@@ -77,12 +82,13 @@ def _within(number: int, share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RolloutView:
-    """A rollout at `now_s`; `record` is None until it is first written.
+    """A rollout at `now_s`; `record` is None until it is first written, which was at `written_s`.
 
-    `stable` is the former revision. `behind` means that the operator has not processed the newest spec yet, so this may
-    be the previous rollout. `slo` is the SLO's state in the model's status (Met, Breached, Unknown; empty without SLO),
-    `handled` the requests of users that the model's operator has handled, oldest first, and `problem` what needs a
-    change while the rollout goes on, as `get` and `wait` say it; empty if nothing does.
+    `stable` is the former revision, and `present` what serves now: every weight and role is from there. `behind` means
+    that the operator has not processed the newest spec yet, so this may be the previous rollout. `slo` is the SLO's
+    state in the model's status (Met, Breached, Unknown; empty without SLO), `handled` the requests of users that the
+    model's operator has handled, oldest first, and `problem` what needs a change while the rollout goes on, as `get`
+    and `wait` say it; empty if nothing does. `runs` is False if no platform runs.
     """
 
     model: str
@@ -90,10 +96,40 @@ class RolloutView:
     stable: str
     record: Record | None
     now_s: float
+    present: Present
     behind: bool = False
     slo: str = ""
     handled: tuple[str, ...] = ()
     problem: str = ""
+    runs: bool = True
+    written_s: float = 0.0
+
+    @property
+    def weight(self) -> int:
+        """The percentage of requests that the rollout's revision gets now."""
+        return self.present.share_of(self.standing.revision)
+
+    @property
+    def is_history(self) -> bool:
+        """Whether the rollout has ended, and its revision is no longer what it says."""
+        return self.standing.ended and not self.present.phase
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds without requests before the record was written; 0 before the first request."""
+        rows = self.record.rows if self.record is not None else ()
+        return (self.written_s or self.now_s) - rows[-1].at_s if rows else 0.0
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the operator writes the record of a rollout in progress as often as it should."""
+        return self.now_s - (self.written_s or self.now_s) < MAX_WRITE_INTERVAL_S + STALE_S
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the counts are of the present."""
+        counted = self.record is not None and bool(self.record.rows) and self.quiet_s < STALE_S
+        return counted and self.is_written and self.runs and not self.standing.ended
 
     @property
     def over(self) -> bool:
@@ -132,35 +168,41 @@ class RolloutView:
         """Return the former revision and the new one, with their counts while both had requests."""
         recorded = () if self.record is None else self.record.rows
         # Only rows in which both revisions had requests can be compared; without any, show all.
-        return self._sides([row for row in recorded if 0 < row.weight < 100] or recorded)
+        rows = [row for row in recorded if 0 < row.weight < 100] or recorded
+        return self._side(self.stable, rows), self._side(self.standing.revision, rows)
 
-    def present_sides(self) -> tuple[Side, Side]:
-        """Return the former revision and the new one, with their counts of the last half minute, or of longer where
-        requests are rare; after a change of weight, of the time since."""
-        rows = () if self.record is None else present(self.record.rows)
+    def present_sides(self) -> tuple[Side, ...]:
+        """Return the revisions of the rollout and all that get requests, as they are now.
+
+        Their counts are of the last half minute, or of longer where requests are rare; after a change of weight, of the
+        time since. Without live figures they have none.
+        """
+        rows = present(self.record.rows) if self.record is not None and self.is_live else ()
         changed = max((number for number, row in enumerate(rows) if row.weight != rows[-1].weight), default=-1) + 1
         settled = rows[changed:]
-        return self._sides(settled if sum(row.seconds for row in settled) >= SETTLED_S else rows)
+        shown = settled if sum(row.seconds for row in settled) >= SETTLED_S else rows
+        known = (self.stable, self.standing.revision)
+        roles = self.present.revisions.items()
+        return tuple(self._side(each, shown) for role, each in roles if each in known or self.present.shares[role])
 
     def latest_sides(self, seconds: float) -> tuple[Side, Side]:
         """Return the former revision and the new one, with their counts of the last `seconds` that are recorded."""
-        return self._sides(() if self.record is None else recent(self.record.rows, seconds))
+        rows = () if self.record is None else recent(self.record.rows, seconds)
+        return self._side(self.stable, rows), self._side(self.standing.revision, rows)
 
-    def _sides(self, rows: Sequence[Row]) -> tuple[Side, Side]:
-        new = self.standing.weight
-        return (
-            _side("previous" if self.promoted else "stable", self.stable, 100 - new, STABLE, rows),
-            _side("stable" if self.promoted else "candidate", self.standing.revision, new, CANDIDATE, rows),
+    def _side(self, revision: str, rows: Sequence[Row]) -> Side:
+        index = CANDIDATE if revision == self.standing.revision else STABLE
+        counted, latencies = rows if revision in (self.stable, self.standing.revision) else (), dict[int, int]()
+        for row in counted:
+            for number, count in row.latencies[index]:
+                latencies[number] = latencies.get(number, 0) + count
+        requests, errors = sum(row.requests[index] for row in counted), sum(row.errors[index] for row in counted)
+        role, weight, seconds = (
+            self.present.role_of(revision),
+            self.present.share_of(revision),
+            sum(row.seconds for row in counted),
         )
-
-
-def _side(role: str, revision: str, weight: int, index: int, rows: Sequence[Row]) -> Side:
-    latencies: dict[int, int] = {}
-    for row in rows:
-        for number, count in row.latencies[index]:
-            latencies[number] = latencies.get(number, 0) + count
-    requests, errors = sum(row.requests[index] for row in rows), sum(row.errors[index] for row in rows)
-    return Side(role, revision, weight, int(requests), int(errors), latencies, sum(row.seconds for row in rows))
+        return Side(role, revision, weight, int(requests), int(errors), latencies, seconds)
 
 
 def record_of(manifest: Json, packed: Sequence[str] = ()) -> Record:
@@ -196,13 +238,16 @@ def state_of(model: Json) -> RolloutState | None:
 
 def read_rollout(platform: Platform, model: Json, former: RolloutView | None = None) -> RolloutView | None:
     """Return a model's rollout, or None; the record of `former` is reread after a second."""
-    standing, now_s = state_of(model), time.time()
+    standing, now_s, serves = state_of(model), time.time(), Present.of(model)
     if standing is None:
         return None
+    runs = platform.runs()
     if former is not None and former.standing == standing and now_s - former.now_s < REREAD_S:
-        return replace(former, behind=is_behind(model, standing), problem=_problem(model, standing))
+        behind, problem = is_behind(model, standing), _problem(model, standing)
+        return replace(former, present=serves, runs=runs, behind=behind, problem=problem)
     manifest = platform.rollout(standing.rollout)
     record = record_of(manifest) if manifest is not None and is_written(manifest) else None
+    written = ((manifest or {}).get("status") or {}).get("writtenAt")
     stable = record.stable if record is not None else _former_revision(model, standing)
     status = model["status"]
     return RolloutView(
@@ -211,10 +256,13 @@ def read_rollout(platform: Platform, model: Json, former: RolloutView | None = N
         stable,
         record,
         now_s,
+        serves,
         is_behind(model, standing),
         str(status.get("slo") or ""),
         tuple(status.get("handledAnnotations") or ()),
         _problem(model, standing),
+        runs,
+        datetime.fromisoformat(written).timestamp() if written else 0.0,
     )
 
 

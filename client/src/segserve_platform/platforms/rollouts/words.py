@@ -20,22 +20,26 @@ from segserve_operator.core.rollout.forecast import Forecast
 from segserve_operator.core.rollout.phases import Phase
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.requests import RolloutRequest
-from segserve_platform.platforms.rollouts.rollout_view import RolloutView, Side
+from segserve_platform.platforms.rollouts.rollout_view import STALE_S, RolloutView, Side
 
 SEGSERVE: Final = "segserve"
+_ENDED: Final = {Phase.SUCCEEDED: "succeeded", Phase.ROLLED_BACK: "was rolled back", Phase.CANCELLED: "was cancelled"}
 MAYBE, LIKELY = 0.2, 0.5
 """Shares of the evidence for a rollback: odds of about 3 to 1, barely worth mentioning, and of 20 to 1, suspicious."""
 SLO_S: Final = 300.0
 SOON_S: Final = 5.0
-STALE_S: Final = 30.0
-"""Age of a record, which is written every 10 s, from which on it says nothing about the present."""
 
 
 def headline(view: RolloutView, outlook: Forecast | None) -> str:
-    """Return one sentence: how many requests for how long, how it looks so far, and how long it takes at this rate."""
+    """Return one sentence: how many requests for how long, how it looks so far, and how long it takes at this rate.
+
+    Of a rollout that has ended, it says who has the requests now.
+    """
     standing, age = view.standing, span(view.now_s - view.standing.since_s)
-    took = span(standing.since_s - standing.started_s)
+    took, serves = span(standing.since_s - standing.started_s), view.present.text
     match standing.phase:
+        case _ if not standing.ended and not view.runs:
+            text = f"the platform does not run; at its end {serves}"
         case Phase.PENDING if view.cannot_begin:
             text = f"no requests, for {age}: {view.problem}"
         case Phase.PENDING:
@@ -46,21 +50,18 @@ def headline(view: RolloutView, outlook: Forecast | None) -> str:
             text = f"no requests yet, {compared(view)} for {age}; {looks(view, outlook)}; {_until(view, outlook)}"
         case Phase.PROGRESSING:
             step_age = span(view.now_s - standing.step_since_s)
-            text = f"{standing.weight} % of requests for {step_age}; {looks(view, outlook)}; {_until(view, outlook)}"
+            text = f"{view.weight} % of requests for {step_age}; {looks(view, outlook)}; {_until(view, outlook)}"
         case Phase.QUARANTINED:
             text = f"no requests for {age}: {_quarantine(view)}"
         case Phase.BAKING:
             left = f"; {_until(view, outlook)}" if outlook is not None else ""
-            text = f"{standing.weight} % of requests since its promotion {age} ago; {looks(view, outlook)}{left}"
-        case Phase.SUCCEEDED:
-            text = f"all requests: the rollout succeeded after {took}"
-        case Phase.ROLLED_BACK:
-            text = f"rolled back after {took}: {why(view)}; {view.stable or 'the former revision'} has all requests"
-        case Phase.CANCELLED:
-            text = f"cancelled after {took}: {why(view)}"
+            text = f"{view.weight} % of requests, promoted {age} ago; {looks(view, outlook)}{left}"
         case Phase.JUDGED:
-            text = f"{standing.message}; {view.stable or 'the former revision'} has all requests"
-    return f"{view.model}: {text}."
+            text = f"{standing.message}; {serves}"
+        case phase:
+            because = "" if phase is Phase.SUCCEEDED else f": {why(view)}"
+            text = f"the rollout of {standing.revision} {_ENDED[phase]} after {took}{because}; {serves}"
+    return f"{view.model}: {text}{f' (it ended {age} ago)' if view.is_history else ''}."
 
 
 def why(view: RolloutView) -> str:
@@ -335,7 +336,8 @@ def _golden(verdict: Verdict) -> str:
     compared = (
         "as good as" if abs(change) < 0.05 else f"{abs(change):.1f} points {'better' if change > 0 else 'worse'} than"
     )
-    return f"{compared} stable on {plural(images, 'golden image')}"
+    expected = "" if verdict.numbers.get("labelled", 1.0) else ", by their expected answers, not by labels"
+    return f"{compared} stable on {plural(images, 'golden image')}{expected}"
 
 
 _FINDINGS: Final[Mapping[str, Callable[[Verdict], str]]] = {
@@ -353,7 +355,8 @@ def slo_words(view: RolloutView) -> str:
     slo = view.record.slo
     limits = [f"errors at most {number(slo.error_percent)} %"]
     limits += [f"p{100 * quantile:g} at most {latency(limit_ms)}" for quantile, limit_ms in slo.latencies]
-    burns = ((side.role, burn_rate(side, slo)) for side in view.latest_sides(SLO_S))
+    sides = () if view.standing.ended else view.latest_sides(SLO_S)
+    burns = ((side.role, burn_rate(side, slo)) for side in sides)
     used = " and ".join(f"{role} {percent(burn)}" for role, burn in burns if burn is not None)
     return ", ".join(limits) + (f"; used in the last 5 min: {used} of what it allows" if used else "")
 
@@ -405,12 +408,13 @@ def _by(view: RolloutView, verb: str, gate: str = "") -> str:
     return ""
 
 
-def stale_s(view: RolloutView) -> float:
-    """Return how old the newest counted requests are, in seconds; 0 if they are of the present."""
-    if view.record is None or not view.record.rows or view.standing.ended:
-        return 0.0
-    old_s = view.now_s - view.record.rows[-1].at_s
-    return old_s if old_s >= STALE_S else 0.0
+def uncounted(view: RolloutView) -> str:
+    """Return why there are no counts of the present; empty if there are, or if the rollout has ended."""
+    if view.standing.ended or not view.runs:
+        return ""
+    if not view.is_written:
+        return f"the operator has written nothing for {span(view.now_s - view.written_s)}: `segserve doctor` checks it"
+    return f"no requests for {span(view.quiet_s)}" if view.quiet_s >= STALE_S else ""
 
 
 def steps(record: Record) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ export class Prompts {
   constructor(canvas, ask, repaint) {
     // Drawn at the screen's resolution, whatever the image's.
     this.marks = h("canvas", { class: "marks", "aria-hidden": "true" });
-    Object.assign(this, { canvas, ask, repaint, size: null, given: [], foreground: true, multimask: false, drag: null, cursor: null, sent: {}, last: {} });
+    Object.assign(this, { canvas, ask, repaint, size: null, given: [], foreground: true, multimask: false, drag: null, cursor: null, sent: {}, last: {}, before: "", current: "" });
     canvas.addEventListener("pointerdown", (event) => { if (this.size && event.button === 0 && !event.ctrlKey) this.#press(event); });
     canvas.addEventListener("pointermove", (event) => { if (this.drag) this.#move(event); });
     canvas.addEventListener("pointerup", (event) => { if (this.drag) this.#release(event); });
@@ -39,14 +39,14 @@ export class Prompts {
   begin(model) {
     if (this.file === source.file && this.model === model) return false;
     this.clear();
-    Object.assign(this, { file: source.file, model, size: null, last: {} });
+    Object.assign(this, { file: source.file, model, size: null, last: {}, before: "", current: "" });
     this.canvas.classList.remove("prompted");
     return true;
   }
 
   /** Take clicks in pixels of an answer, which is to the present prompts. */
-  answered({ width, height }) {
-    Object.assign(this, { size: [width, height], last: { given: [...this.given], multimask: this.multimask } });
+  answered({ id, width, height }) {
+    Object.assign(this, { current: id, size: [width, height], last: { given: [...this.given], multimask: this.multimask } });
     this.canvas.classList.add("prompted");
   }
 
@@ -62,6 +62,12 @@ export class Prompts {
     this.ask();
   }
 
+  /** Keep the objects so far, and select another one beside them. */
+  next() { Object.assign(this, { before: this.current }); this.clear(); this.ask(); }
+
+  /** Forget all objects of this image. */
+  restart() { this.before = ""; this.clear(); this.ask(); }
+
   undo() { if (this.given.pop()) this.ask(); }
 
   /** Return the prompts as parameters of a call that gives the same answer. */
@@ -70,16 +76,17 @@ export class Prompts {
   /** Return the answer to the prompts; the image is sent once, and again if the page's server no longer keeps it. */
   async answer(model, signal) {
     const { sent } = this;
+    const given = { ...this.parameters, before: this.before };
     const isKept = sent.model === model && sent.file === source.file;
     if (isKept) {
       try {
-        return await (await post(`/api/prompts/${sent.image}`, this.parameters, undefined, signal)).json();
+        return await (await post(`/api/prompts/${sent.image}`, given, undefined, signal)).json();
       } catch (error) {
         if (error.kind !== "GoneAnswerError") throw error;
       }
     }
     const file = source.file;
-    const answer = await (await post("/api/prompts", { model, ...this.parameters }, file, signal)).json();
+    const answer = await (await post("/api/prompts", { model, ...given }, file, signal)).json();
     this.sent = { model, file, image: answer.image };
     return answer;
   }
@@ -89,12 +96,14 @@ export class Prompts {
     const kind = (foreground, title) => h("label", { class: "row" },
       h("input", { type: "radio", name: "prompt", checked: this.foreground === foreground, "data-key": `prompt-${title}`, onchange: () => { this.foreground = foreground; } }), title);
     return h("section", {}, h("h2", {}, "Prompts"),
-      h("p", { class: "soft" }, "Click on an object, or drag a box around it. A right click is of the background. With the keyboard, arrows move a cross and Enter clicks."),
+      h("p", { class: "soft" }, "Click on an object, or drag a box around it. A right click is of the background. With the keyboard, arrows move a cross, Enter clicks, and N goes on to the next object."),
       h("div", { class: "row", role: "radiogroup", "aria-label": "A click is of the" }, kind(true, "Object"), kind(false, "Background")),
       h("label", { class: "row" }, h("input", { type: "checkbox", checked: this.multimask, "data-key": "multimask", onchange: (event) => { this.multimask = event.target.checked; if (this.given.length) this.ask(); } }), "Several masks"),
       h("div", { class: "row" },
         h("button", { type: "button", "data-key": "undo", disabled: !this.given.length, onclick: () => this.undo() }, "Undo"),
         h("button", { type: "button", "data-key": "clear", disabled: !this.given.length, onclick: () => { this.clear(); this.ask(); } }, "Clear"),
+        h("button", { type: "button", "data-key": "next", disabled: !this.given.length, onclick: () => this.next() }, "Next object"),
+        h("button", { type: "button", "data-key": "restart", disabled: !this.before, onclick: () => this.restart() }, "Start over"),
         h("span", { class: "soft", role: "status" }, `${this.given.length} ${this.given.length === 1 ? "prompt" : "prompts"}`)));
   }
 
@@ -181,7 +190,8 @@ export class Prompts {
       const within = (at, most) => Math.min(Math.max(at, 0), most);
       this.cursor = { x: within(x + step[0] * STEP * width, width), y: within(y + step[1] * STEP * height, height) };
       this.repaint();
-    } else if (event.key === "Enter" && this.cursor) this.add({ ...this.cursor, foreground: this.foreground !== event.shiftKey });
+    } else if (event.key === "n" && this.given.length) this.next();
+    else if (event.key === "Enter" && this.cursor) this.add({ ...this.cursor, foreground: this.foreground !== event.shiftKey });
     else if (event.key === "Backspace" || event.key === "z") this.undo();
     else if (event.key === "Escape") { this.clear(); this.ask(); } else return;
     event.preventDefault();

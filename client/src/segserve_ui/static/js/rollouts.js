@@ -9,7 +9,7 @@ const VERBS = {
   resume: ["Resume", "It continues, also after a step that needs approval.", false],
   abort: ["Abort", "The new revision gets no more requests and counts as failed.", true],
   retry: ["Retry", "The failed revision is rolled out again from the start.", false],
-  rollback: ["Roll back", "The previous revision, which is still loaded, gets all requests.", true],
+  rollback: ["Roll back", "", true],
 };
 
 export function rollouts(main) {
@@ -61,24 +61,25 @@ export function rollouts(main) {
     await look();
   }
 
-  function actions(model, verbs, revision) {
+  function actions({ model, actions: verbs, revision, stable, previous }) {
+    const text = (verb) => (verb === "rollback" ? `${previous}, which is still loaded, gets all requests. ${stable} leaves and counts as failed.` : `${VERBS[verb][1]} It is about ${revision}.`);
     return h("div", { class: "row" }, verbs.filter((verb) => VERBS[verb]).map((verb) =>
-      h("button", { type: "button", class: verb === "promote" ? "primary" : VERBS[verb][2] ? "danger" : "", "data-key": `${model}-${verb}`, onclick: () => request(model, verb, `${VERBS[verb][0]} ${model}?`, `${VERBS[verb][1]} It is about ${revision}.`) }, VERBS[verb][0])));
+      h("button", { type: "button", class: verb === "promote" ? "primary" : VERBS[verb][2] ? "danger" : "", "data-key": `${model}-${verb}`, onclick: () => request(model, verb, `${VERBS[verb][0]} ${model}?`, text(verb)) }, verb === "rollback" ? `Roll back to ${previous}` : VERBS[verb][0])));
   }
 
   function card(one) {
     return h("article", { class: "card rollout", "aria-label": `Rollout of ${one.model}` },
       h("div", { class: "row spread" },
-        h("div", { class: "row" }, h("h2", { class: "title" }, one.model), tag(one.tone, one.paused ? `${one.phase}, paused` : one.phase), h("span", { class: "mono soft" }, one.revision)),
-        actions(one.model, one.actions, one.revision)),
+        h("div", { class: "row" }, h("h2", { class: "title" }, one.model), tag(one.history ? "quiet" : one.tone, one.history ? `Past: ${one.phase}` : one.paused ? `${one.phase}, paused` : one.phase), h("span", { class: "mono soft" }, one.revision)),
+        actions(one)),
       h("p", { class: "headline" }, capital(one.headline)),
       one.behind ? h("p", { class: "note" }, "The operator has not processed the newest spec yet.") : null,
       one.steps.length ? h("ol", { class: "steps", "aria-label": "Steps" }, one.steps.map((step) =>
         h("li", { class: step.state.replace(" ", "-"), "aria-current": step.state === "now" ? "step" : null }, h("b", {}, step.name), step.state === "to come" ? step.text || "to come" : [step.state, step.text].filter(Boolean).join(", ")))) : null,
       h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Both revisions now" }, h("table", { class: "compact" },
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Now"), ["Weight", "Requests", "Errors", "p50", "p95"].map((name) => h("th", { scope: "col", class: "right" }, name)), h("th", { scope: "col" }, "Revision"))),
-        h("tbody", {}, one.sides.map((side) => h("tr", {}, h("td", {}, side.role), h("td", { class: "right" }, `${side.weight} %`), h("td", { class: "right" }, side.rate),
-          h("td", { class: "right" }, side.broken ? tag("bad", side.errors) : side.errors), h("td", { class: "right" }, side.p50), h("td", { class: "right" }, side.p95), h("td", { class: "mono" }, side.revision || "?")))))),
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Now"), ["Weight", ...(one.live ? ["Requests", "Errors", "p50", "p95"] : [])].map((name) => h("th", { scope: "col", class: "right" }, name)), h("th", { scope: "col" }, "Revision"))),
+        h("tbody", {}, one.sides.map((side) => h("tr", {}, h("td", {}, side.role), h("td", { class: "right" }, `${side.weight} %`),
+          (one.live ? [side.rate, side.broken ? tag("bad", side.errors) : side.errors, side.p50, side.p95] : []).map((figure) => h("td", { class: "right" }, figure)), h("td", { class: "mono" }, side.revision)))))),
       h("div", { class: "columns" },
         one.gates.length ? h("section", { class: "stack" }, h("h3", { class: "small" }, "Gates: the evidence that would roll it back"), h("ul", { class: "gates" }, one.gates.map((each) => gate(each, one)))) : null,
         one.decisions.length ? h("section", { class: "stack" }, h("h3", { class: "small" }, "Decisions, newest first"), h("ol", { class: "decisions" }, one.decisions.map((each) =>

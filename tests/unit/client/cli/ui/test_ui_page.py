@@ -81,6 +81,27 @@ async def asked(page: Page, path: str, content: bytes = b"") -> tuple[int, str]:
     return answer.status_code, answer.json().get("image") or answer.json()["kind"]
 
 
+async def test_objects_that_are_selected_one_after_the_other_are_one_answer(
+    page: Page, gateway: Gateway, photo: bytes
+) -> None:
+    discs = gateway.models["discs"]
+    prompted = replace(discs, outputs=[*INSTANCE, "EMBEDDING_ID"],
+                       answer=lambda given: {**discs.answer(given), "EMBEDDING_ID": items(b"x-1")})  # fmt: skip
+    gateway.models["discs"] = prompted
+    first = (await page.client.post("/api/prompts?model=discs&point=1,2", content=photo)).json()
+    again = f"/api/prompts/{first['image']}?point=3,4&before="
+    others = [(await page.client.post(f"{again}{first['id']}")).json() for _ in range(12)]
+    both = others[-1]
+    exported = await page.client.get(f"/api/answers/{both['id']}/coco?name=photo.png")
+    gone = await page.client.post(f"{again}nothing")
+
+    found = len(first["objects"])
+    assert found > 0
+    assert len(both["objects"]) == 2 * found == len(exported.json()["annotations"])
+    assert [each["number"] for each in both["objects"]] == list(range(1, 2 * found + 1))
+    assert (gone.status_code, gone.json()["kind"]) == (404, "GoneAnswerError")
+
+
 async def test_an_image_of_a_gateway_that_came_back_at_another_address_is_to_be_opened_again(
     harness: Harness, gateway: Gateway, photo: bytes
 ) -> None:
