@@ -63,6 +63,11 @@ ALONE: Final = 0.6
 """Least score that counts where the other ranges find nothing: images may show none of the classes, and networks also
 find something in a wrong range."""
 INPUT: Final = ("spec", "input")
+DETECTORS: Final = (
+    "Detectors are served with their heads, as Ultralytics (nms=False), YOLOv7 (export.py without --end2end) and YOLOX "
+    "write them, or with boxes [N, 4], labels INT64 [N], scores [N] and masks [N, 1, 28, 28], as torchvision's without "
+    "pasting; maps with an axis of classes. "
+)
 NOT_INSTALLED: Final = "onnxruntime is not installed (pip install 'segserve[local]')"
 
 
@@ -110,7 +115,7 @@ def candidates(network: NetworkFile, image: ImageInput, names: ClassNames | None
         reasons.append(f"outputs must be FP32: {IN_FP32}")
     raise CommandError(
         f"no family fits the outputs of {network.path.name}: {outputs}. {words}"
-        f"{''.join(f'{why}. ' for why in dict.fromkeys(reasons))}"
+        f"{''.join(f'{why}. ' for why in dict.fromkeys(reasons))}{DETECTORS}"
         f"--family NAME says why that family does not fit, or overrides the file's own words; "
         f"families: {', '.join(FAMILIES)}"
     )
