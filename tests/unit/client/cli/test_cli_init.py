@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -141,6 +142,22 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
         compare(case, model.answer(PHOTO.read_bytes(), RequestOptions(encoding="rle")))
     with Image.open(folder / "preview/coins.png") as preview:
         assert preview.size == (384, 303)
+
+
+def test_a_photograph_whose_name_is_not_utf_8_is_in_the_golden_set(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    for name in (b"f\xfc.png", b"f\xf6.png"):
+        shutil.copy(PHOTO, os.path.join(os.fsencode(photos), name))  # noqa: PTH118
+
+    code, _, complaint = command("init", photos, EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "out")
+
+    assert code == 0, complaint
+    assert {case.image for case in load(tmp_path / "out/golden").cases} >= {"f-xfc.png", "f-xf6.png"}
+    (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
+    assert isinstance(resource, SegmentationModel)
+    assert resource.spec.golden is not None
+    assert resource.spec.golden.sha256 == folder_digest(tmp_path / "out/golden")
 
 
 @pytest.fixture
