@@ -139,6 +139,8 @@ class ImageHeader:
     nodata: float | None = None
     alpha: int | None = None
     mask_page: int | None = None
+    is_placed: bool = False
+    """Whether a TIFF has a place on Earth (GeoTIFF's keys)."""
 
     @property
     def gaps(self) -> str:
@@ -188,7 +190,7 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     """Raise `ImageFileError` for an image that is too large or empty."""
     if not 0 < height * width <= max_pixels:
         raise ImageFileError(
-            f"image of {height} x {width} = {height * width} pixels; allowed are 1 to {max_pixels} (input.maxPixels)"
+            f"image of {width} x {height} = {height * width} pixels; allowed are 1 to {max_pixels} (input.maxPixels)"
         )
 
 
@@ -400,7 +402,7 @@ def _tiff(data: Data) -> ImageHeader:
         nodata=float(nodata) if re.fullmatch(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan)", nodata) else None,
     )
     if _GEO_KEYS in tags:
-        described = _marked(described, _pages(data, following, _MOST_PAGES))
+        described = replace(_marked(described, _pages(data, following, _MOST_PAGES)), is_placed=True)
     subfile = _number(tags, _SUBFILE, _REDUCED if _number(tags, _OLD_SUBFILE, 1) == 2 else 0)
     is_raw = _DNG_VERSION in tags or described.photometric in MOSAICS or data[8:10] == b"CR"
     if is_raw or any(_is_raw(data, described, offset) for offset in tags.get(_SUB_IFDS, ())[:_MOST_SUB_IFDS]):

@@ -144,6 +144,20 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
         assert preview.size == (384, 303)
 
 
+def test_images_of_12_bits_in_16_are_named_as_nearly_black(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    with Image.open(PHOTO) as photo:
+        Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 15).save(tmp_path / "scans/a.png")
+
+    code, printed, complaint = command(
+        "init", tmp_path / "scans", EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "out"
+    )
+
+    assert code == 0, complaint
+    assert "of 65535, which is nearly black; set `window: [0, " in " ".join(printed.split())
+    assert "CHECK: the values of a.png go up to" in " ".join((tmp_path / "out/model.yaml").read_text().split())
+
+
 def test_a_photograph_whose_name_is_not_utf_8_is_in_the_golden_set(
     command: Command, photos: Path, tmp_path: Path
 ) -> None:
