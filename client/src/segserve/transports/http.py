@@ -337,7 +337,8 @@ def _error_text(body: bytes) -> str:
                 return text
     except (ValueError, RecursionError):
         pass
-    return body[:300].decode(errors="replace").strip()
+    text = body[:300].decode(errors="replace").strip()
+    return "no server of the model is ready (no healthy upstream)" if text == "no healthy upstream" else text
 
 
 def _is_direct(connection: Connection) -> bool:

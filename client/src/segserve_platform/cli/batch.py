@@ -160,7 +160,11 @@ def batch(
     )
     with model_client(platform_options, name, url) as client:
         options["id_map"] = _checked(client, name, form, id_map=id_map)
-        done = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
+        try:
+            done = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
+        except KeyboardInterrupt:
+            typer.echo("interrupted: the same command continues, and sends only the missing tiles", err=True)
+            raise
     failed = done.count(False)
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)

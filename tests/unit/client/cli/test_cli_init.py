@@ -144,6 +144,18 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
         assert preview.size == (384, 303)
 
 
+def test_the_folder_names_the_model_and_a_checkpoint_is_to_be_exported(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    code, _, complaint = command("init", photos, EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "people")
+
+    assert code == 0, complaint
+    assert yaml.safe_load((tmp_path / "people/model.yaml").read_text())["metadata"]["name"] == "people"
+    (tmp_path / "best.pt").write_bytes(b"PK\x03\x04" + bytes(100))
+    refused = " ".join(command("init", photos, tmp_path / "best.pt", "-o", tmp_path / "other")[2].split())
+    assert "it is a checkpoint or an archive; export it first, as by `yolo export format=onnx`" in refused
+
+
 def test_images_of_12_bits_in_16_are_named_as_nearly_black(command: Command, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     with Image.open(PHOTO) as photo:
