@@ -19,7 +19,7 @@ photo = np.asarray(Image.open("examples/coins/coins.png"))
 
 
 def camera(frames: int) -> Iterator[np.ndarray]:
-    """Pan over the coins from left to right. Read a file with cv2.VideoCapture or PyAV in the same way."""
+    """Pan over the coins from left to right. cv2.VideoCapture reads files; PyAV's frames are sent as they are."""
     for number in range(frames):
         yield photo[:, 10 * number : 10 * number + 200]
 

@@ -44,7 +44,7 @@ from segserve_platform.cli.init.network import Overrides
 class BinaryMask(Family):
     """One output without channels, FP32 [batch, height, width]: the logits of the second of two classes."""
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         image, layout = image_input(signature, model)
         return NetworkIO(image, layout, (float_output(signature.outputs[0], 3, "[batch, height, width]"),))
 

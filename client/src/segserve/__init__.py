@@ -190,6 +190,8 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("segserve")
     # The command line imports this package for every command, numpy and httpx are only for some.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

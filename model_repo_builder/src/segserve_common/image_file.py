@@ -66,35 +66,35 @@ _HEAD: Final = 512
 """Bytes by which a file that is no image is named."""
 _READ_BY_PILLOW: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
 _READ_BY_OPENCV: Final = frozenset({1, 5, 8, 32773, 32946})
-_BY_PILLOW: Final = "pass PIL.Image.open(path)"
-_FRAMES: Final = "segment its frames (segment_stream)"
+_BY_PILLOW: Final = "convert it to PNG or JPEG (Pillow reads it)"
+_FRAMES: Final = "send its frames one by one, as images"
 _PAGES: Final = "draw its page as a PNG first"
 _KINDS: Final = (
     (0, rb"FUJIFILM|IIRO|IIRS|MMOR|IIU\0|FOVb|IIII|....ftypcrx ", _RAW, ""),
-    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC file", f"{_BY_PILLOW} with pillow-heif registered"),
+    (4, rb"ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC file", "convert it to JPEG (pillow-heif reads it)"),
     (4, rb"ftypavi[fs]", "an AVIF file", _BY_PILLOW),
     (4, rb"ftyp|moov|mdat|wide", "a video (MP4 or QuickTime)", _FRAMES),
     (0, rb"RIFF....AVI |\x1a\x45\xdf\xa3|FLV\x01|OggS|\x00\x00\x01[\xb3\xba]|\x30\x26\xb2\x75", "a video", _FRAMES),
-    (128, rb"DICM", "a DICOM file", "pass pydicom.dcmread(path).pixel_array, scaled to 8 or 16 bits by its window"),
-    (344, rb"n[+i][12]\0", "a NIfTI volume", "pass slices of nibabel.load(path).get_fdata(), scaled to 8 or 16 bits"),
+    (128, rb"DICM", "a DICOM file", "convert it to PNG, scaled by its window (pydicom reads it)"),
+    (344, rb"n[+i][12]\0", "a NIfTI volume", "convert slices to PNG, scaled (nibabel reads it)"),
     (0, rb"\x1f\x8b", "compressed by gzip, as NIfTI volumes (.nii.gz) are", "unpack it first"),
-    (0, rb"\x93NUMPY", "a file of numpy", "pass numpy.load(path), or segserve batch, which reads it"),
-    (0, rb"PK\x03\x04", "a ZIP archive", "unpack it first (numpy.load of a .npz, zarr of a zarr archive)"),
-    (0, rb"\x89HDF\r\n", "an HDF5 file", "pass an array of it (h5py)"),
+    (0, rb"\x93NUMPY", "a file of numpy", "convert it to PNG or TIFF, or use `segserve batch`, which reads it"),
+    (0, rb"PK\x03\x04", "a ZIP archive", "unpack it first"),
+    (0, rb"\x89HDF\r\n", "an HDF5 file", "convert an array of it to PNG or TIFF (h5py reads it)"),
     (0, rb"%PDF", "a PDF document", _PAGES),
     (0, rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file", _PAGES),
     (0, rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*|<!DOCTYPE svg[^>]*>\s*)*<svg", "a drawing (SVG)", _PAGES),
     (0, rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "an HTML page, perhaps of a failed download", ""),
     (0, rb"(?i)(\xef\xbb\xbf)?\s*<\?xml", "an XML document", ""),
     (0, rb"version https://git-lfs", "a pointer of Git LFS", "git lfs pull brings the file"),
-    (0, rb"NRRD000|ObjectType\s*=|SIMPLE  =", "a volume (NRRD, MetaImage or FITS)", "pass slices of it as arrays"),
+    (0, rb"NRRD000|ObjectType\s*=|SIMPLE  =", "a volume (NRRD, MetaImage or FITS)", "convert slices to PNG"),
     (0, rb"ZISRAWFILE|\xda\xce\xbe\x0a|\x70\0\0\0", "a microscope's file", "export its planes as TIFF"),
     (0, rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 file", _BY_PILLOW),
     (0, rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL file", "convert it to PNG (djxl)"),
     (0, rb"GIF8[79]a", "a GIF file", _BY_PILLOW),
-    (0, rb"BM....\0\0\0\0|P[1-7][\s#]|qoif|\x0a\x05\x01\x08|DDS |\x00\x00\x01\x00", "known to Pillow", _BY_PILLOW),
+    (0, rb"BM....\0\0\0\0|P[1-7][\s#]|qoif|\x0a\x05\x01\x08|DDS |\x00\x00\x01\x00", "of another format", _BY_PILLOW),
     (0, rb"8BPS", "a Photoshop file", "export it as PNG or TIFF"),
-    (0, rb"\x76\x2f\x31\x01|#\?RADIANCE", "a picture of high dynamic range", "pass its pixels as uint16"),
+    (0, rb"\x76\x2f\x31\x01|#\?RADIANCE", "a picture of high dynamic range", "convert it to a PNG of 16 bits"),
 )  # fmt: skip
 """What files are by the bytes at an offset, and how their pictures get here; the first that fits counts."""
 # What the signatures of files are in base64, at the start or after what is no base64; JPEG's also for URLs.
@@ -139,6 +139,8 @@ class ImageHeader:
     nodata: float | None = None
     alpha: int | None = None
     mask_page: int | None = None
+    is_placed: bool = False
+    """Whether a TIFF has a place on Earth (GeoTIFF's keys)."""
 
     @property
     def gaps(self) -> str:
@@ -188,7 +190,7 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     """Raise `ImageFileError` for an image that is too large or empty."""
     if not 0 < height * width <= max_pixels:
         raise ImageFileError(
-            f"image of {height} x {width} = {height * width} pixels; allowed are 1 to {max_pixels} (input.maxPixels)"
+            f"image of {width} x {height} = {height * width} pixels; allowed are 1 to {max_pixels} (input.maxPixels)"
         )
 
 
@@ -400,7 +402,7 @@ def _tiff(data: Data) -> ImageHeader:
         nodata=float(nodata) if re.fullmatch(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|nan)", nodata) else None,
     )
     if _GEO_KEYS in tags:
-        described = _marked(described, _pages(data, following, _MOST_PAGES))
+        described = replace(_marked(described, _pages(data, following, _MOST_PAGES)), is_placed=True)
     subfile = _number(tags, _SUBFILE, _REDUCED if _number(tags, _OLD_SUBFILE, 1) == 2 else 0)
     is_raw = _DNG_VERSION in tags or described.photometric in MOSAICS or data[8:10] == b"CR"
     if is_raw or any(_is_raw(data, described, offset) for offset in tags.get(_SUB_IFDS, ())[:_MOST_SUB_IFDS]):

@@ -144,7 +144,7 @@ def test_an_image_that_needs_too_much_memory_is_its_callers_fault_and_its_size_i
     responses = pre.execute([FakeRequest({"PIXELS": np.zeros((3, 4, 1), np.uint8)}), encoded(b"x")])
 
     assert [response.error.code for response in responses] == ["INVALID_ARG"] * 2
-    assert responses[0].error.message.startswith("preprocessing an image of 3 x 4 pixels needs more memory than it may")
+    assert responses[0].error.message.startswith("preprocessing an image of 4 x 3 pixels needs more memory than it may")
     assert "`segserve batch`" in responses[1].error.message
     assert log == []
 

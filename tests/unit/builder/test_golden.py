@@ -136,6 +136,14 @@ def test_a_semantic_answer_is_judged_class_by_class() -> None:
         compare(case, semantic(background, coin))
 
 
+def test_a_class_that_is_gone_is_named_before_the_one_that_took_its_place() -> None:
+    background, coin, box = rle((0, 0, 60, 20)), rle((10, 20, 30, 40)), rle((40, 20, 50, 40))
+    case, grown = case_of(semantic(background, coin, box)), rle((10, 20, 50, 40))
+
+    with pytest.raises(GoldenError, match=r"MASKS of class 2: IoU 0\.0000; .*: nothing is 'box'"):
+        compare(case, semantic(background, grown, rle()), {0: "background", 1: "coin", 2: "box"})
+
+
 def written(folder: Path, text: str, *images: str) -> Path:
     (folder / "golden.json").write_text(text)
     for image in images:

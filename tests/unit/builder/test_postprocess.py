@@ -93,7 +93,7 @@ def test_an_output_that_another_revision_may_have_can_be_named() -> None:
 def test_an_output_that_the_task_does_not_have_cannot_be_read() -> None:
     asked = request_from_parameters({"outputs": "BOXES"}, Output())
 
-    with pytest.raises(BadImageError, match="'outputs' names BOXES; allowed are REVISION, SIZE, LABELS"):
+    with pytest.raises(BadImageError, match="the model has no output BOXES; its outputs are REVISION, SIZE, LABELS"):
         step(pipeline("semantic-logits"))({"logits": np.zeros((1, 1, 32, 48), np.float32)}, TRANSFORM, asked, INSTANCE)
 
 

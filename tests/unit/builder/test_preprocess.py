@@ -211,7 +211,7 @@ def test_a_request_that_cannot_be_used_is_told_what_was_seen_and_what_is_allowed
 def test_the_limit_on_pixels_holds_for_both_inputs() -> None:
     run = preprocess(spec=Input(max_pixels=30 * 44 - 1))
     for image, pixels in ((png(RGB), None), (None, RGB)):
-        with pytest.raises(BadImageError, match=r"30 x 44 = 1320 pixels; allowed are 1 to 1319 \(input.maxPixels\)"):
+        with pytest.raises(BadImageError, match=r"44 x 30 = 1320 pixels; allowed are 1 to 1319 \(input.maxPixels\)"):
             run(image, pixels)
 
 
@@ -219,7 +219,7 @@ def test_the_limit_on_pixels_holds_for_both_inputs() -> None:
 def test_an_image_of_another_size_than_a_fixed_network_is_refused_with_both_sizes(layout: str, shape: Any) -> None:
     run = preprocess(tensor=network(shape=shape), layout=layout)
     assert run(None, np.zeros((32, 7, 3), np.uint8)).transform == ResizeTransform.of(32, 7)
-    seen = "image of 30 x 44 pixels makes an input of 30 x 44; the network's 'images' is 32 x any"
+    seen = "image of 44 x 30 pixels makes an input of 44 x 30; the network's 'images' is any x 32"
     with pytest.raises(BadImageError, match=seen):
         run(None, RGB)
 

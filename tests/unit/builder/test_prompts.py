@@ -123,6 +123,27 @@ MASKS = {"iou_predictions": ("FP32", (1, 4)), "low_res_masks": ("FP32", (1, 4, 2
             {"encoded": ("output",), "embeddings": ("image_embeddings",)},
             id="an output of another name",
         ),
+        pytest.param(
+            PROMPTABLE_SAM2,
+            SAM2,
+            {**SAM2, **PROMPT, **MASK, "orig_im_size": ("INT32", (2,))},
+            {"masks": ("FP32", (None, None, None, None)), "iou_predictions": ("FP32", (None, None))},
+            {"logits": "masks", "size": "orig_im_size"},
+            id="SAM 2 by samexporter",
+        ),
+        pytest.param(
+            PROMPTABLE,
+            SAM,
+            {
+                **SAM,
+                "batched_point_coords": ("FP32", (1, 1, None, 2)),
+                "batched_point_labels": ("FP32", (1, 1, None)),
+                "orig_im_size": ("INT64", (2,)),
+            },
+            {"output_masks": ("FP32", (None, None, None, None, None)), "iou_predictions": ("FP32", (1, 1, 3))},
+            {"logits": "output_masks", "pads": False, "size": "orig_im_size"},
+            id="EfficientSAM as labelme has it",
+        ),
     ],
 )
 def test_tensors_of_decoders_are_found(
@@ -148,6 +169,18 @@ def test_tensors_of_decoders_are_found(
             id="another encoder",
         ),
         pytest.param(PROMPT, MASKS, "takes none of the encoder's outputs", id="no embedding"),
+        pytest.param(
+            {**SAM, **PROMPT, "input_boxes": ("FP32", (1, None, 4))},
+            MASKS,
+            "takes 'input_boxes' FP32 .*which nothing feeds: .*boxes as two points of the labels 2 and 3",
+            id="boxes (transformers.js)",
+        ),
+        pytest.param(
+            {**SAM, **PROMPT, "interm_embeddings": ("FP32", (4, 1, 64, 64, 160))},
+            MASKS,
+            "takes 'interm_embeddings'",
+            id="SAM-HQ",
+        ),
     ],
 )
 def test_other_files_are_no_decoders(inputs: Any, outputs: Any, words: str) -> None:

@@ -66,7 +66,7 @@ def test_three_classes_look_like_boxes_unless_they_are_named() -> None:
 def test_one_output_is_not_logits_and_boxes_at_once() -> None:
     dets, labels = named(BOXES, "dets"), TensorSpec("labels", "FP32", (None, 100, 91))
 
-    with pytest.raises(SignatureError, match="one of the network's would be two of them"):
+    with pytest.raises(SignatureError, match="0 of the outputs may be 'logits'"):
         chosen("detr", dets, labels, classes=3)
 
 

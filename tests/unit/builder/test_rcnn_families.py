@@ -228,6 +228,15 @@ def test_outputs_that_do_not_fit_together_are_refused(changed: dict[str, Any]) -
         read("faster-rcnn", heads=None, **changed)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_masks_of_the_whole_image_are_no_heads_whatever_sizes_the_file_leaves_free(stride: int) -> None:
+    whole = ResizeTransform.of(160, 160)
+    of_image = arrays(heads=np.zeros((1, 3, 1, 160 // stride, 160 // stride), np.float32))
+
+    with pytest.raises(SignatureError, match="or of all of it; export the raw heads"):
+        FAMILIES["mask-rcnn"].read(of_image, whole, pipeline("mask-rcnn"))
+
+
 def test_heat_maps_are_read_as_they_are() -> None:
     heads = np.random.default_rng(1).normal(size=(1, 3, 17, 56, 56)).astype(np.float32)
 

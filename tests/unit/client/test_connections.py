@@ -37,10 +37,12 @@ from segserve import (
     RetryEvent,
     SegserveError,
     Timeouts,
+    TlsError,
     WriteTimeoutError,
 )
 from segserve.calls.hooks import Hooks
 from segserve.transports import pool
+from segserve.transports.base import PROXY_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -392,6 +394,72 @@ def test_a_proxy_of_the_environment_gets_what_is_for_another_machine(
         monkeypatch.setenv("no_proxy", "gateway.invalid")
         with pytest.raises(GatewayUnreachableError):
             segment("http://gateway.invalid", image, retries=0)
+
+
+ENVIRONMENTS = {
+    "a SOCKS proxy without its package": ({"ALL_PROXY": "socks5://127.0.0.1:1"}, "ALL_PROXY: Using SOCKS proxy"),
+    "a proxy of an unknown scheme": ({"http_proxy": "ftp://127.0.0.1:1"}, "http_proxy: "),
+    "a proxy of a bad port": ({"HTTPS_PROXY": "http://127.0.0.1:port"}, "HTTPS_PROXY: "),
+    "brackets in NO_PROXY": ({"http_proxy": "http://127.0.0.1:1", "NO_PROXY": "a,[::1]"}, "NO_PROXY"),
+    "a range of IPv6 in NO_PROXY": ({"http_proxy": "http://127.0.0.1:1", "NO_PROXY": "fe80::/10"}, "NO_PROXY"),
+    "authorities that are gone": ({"SSL_CERT_FILE": "/nowhere/ca.pem"}, "SSL_CERT_FILE: "),
+    "a file without authorities": ({"SSL_CERT_FILE": __file__}, "SSL_CERT_FILE: "),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", ENVIRONMENTS)
+def test_settings_of_the_environment_that_cannot_be_used_are_named(
+    segment: Any, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    for name in list(os.environ):
+        if name.upper() in (*PROXY_VARIABLES, "SSL_CERT_FILE", "SSL_CERT_DIR"):
+            monkeypatch.delenv(name)
+    settings, said = ENVIRONMENTS[case]
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    scheme = "https" if {"HTTPS_PROXY", "SSL_CERT_FILE"} & settings.keys() else "http"
+
+    with pytest.raises(SegserveError) as refused:
+        segment(f"{scheme}://gateway.invalid", np.zeros((8, 8, 3), np.uint8), retries=0)
+
+    assert said in str(refused.value)
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with Client("http://gateway.invalid", retries=0) as client, pytest.raises(GatewayUnreachableError) as refused:
+        client.model_info("coins")
+
+    assert "cannot reach http://gateway.invalid:80 by the proxy of http_proxy" in str(refused.value)
+
+
+@BOTH
+def test_https_to_a_plain_gateway_says_which_url_it_has(gateway: Gateway, segment: Any) -> None:
+    with gateway.http() as url, pytest.raises(TlsError) as refused:
+        segment(url.replace("http://", "https://"), np.zeros((8, 8, 3), np.uint8), retries=0)
+
+    assert f"the gateway seems to speak plain HTTP: use {url}" in str(refused.value)
+
+
+def test_a_timeout_is_told_in_full_after_retries(gateway: Gateway) -> None:
+    gateway.faults.append(Fault(http=503))
+    gateway.faults.append(Fault(hold=(held := threading.Event())))
+    with gateway.http() as url, Client(url, retries=3) as client, pytest.raises(DeadlineExceededError) as late:
+        client.segment(np.zeros((8, 8, 3), np.uint8), model="coins", timeout_s=2)
+    held.set()
+
+    assert "timed out after 2 s" in str(late.value)
+
+
+def test_an_async_client_outside_of_asyncio_says_what_it_needs() -> None:
+    """As under trio, which drives coroutines by itself."""
+    client = AsyncClient("http://127.0.0.1:1")
+
+    for call in (client.close(), client.model_info("coins")):
+        with pytest.raises(EventLoopError, match="needs asyncio"):
+            call.send(None)
+        call.close()
 
 
 def test_http2_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,3 +333,32 @@ def test_what_is_drawn_on_has_no_alpha(name: str) -> None:
 def test_bytes_that_are_no_image_cannot_be_drawn_on() -> None:
     with pytest.raises(BadRequestError, match="cannot be read"):
         picture(b"no image")
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_frame_of_pyav_is_upright_as_its_file_says(tmp_path: Path, degrees: int) -> None:
+    """A phone stores a portrait clip lying, with the rotation in the track's header; OpenCV turns it by itself."""
+    av, cv2 = pytest.importorskip("av"), pytest.importorskip("cv2")
+    lying = np.zeros((64, 96, 3), np.uint8)
+    lying[:32, :48], lying[32:, :48], lying[32:, 48:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    file = tmp_path / "clip.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for packet in (*stream.encode(av.VideoFrame.from_ndarray(lying, "rgb24")), *stream.encode()):
+            container.mux(packet)
+    content = bytearray(file.read_bytes())
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    at = content.index(b"tkhd") + 4 + 40  # the matrix, in 16.16 and 2.30
+    numbers = [cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30]
+    content[at : at + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+    file.write_bytes(content)
+
+    with av.open(str(file)) as container:
+        frame = next(iter(container.decode(video=0)))
+        found = sent(frame)
+
+    shown, expected = cv2.VideoCapture(str(file)).read()
+    assert shown
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected[..., ::-1]).mean() < 8

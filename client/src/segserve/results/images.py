@@ -173,11 +173,20 @@ class SupportsArray(Protocol):
         ...
 
 
+class VideoFrame(Protocol):
+    """A frame of PyAV, which is turned as its file says."""
+
+    def to_ndarray(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the pixels, not turned."""
+        ...
+
+
 EncodedImage: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | ReadableFile | FetchedImage"
-ImageLike: TypeAlias = "EncodedImage | Image.Image | NDArray[Any] | SupportsArray"
+ImageLike: TypeAlias = "EncodedImage | Image.Image | NDArray[Any] | SupportsArray | VideoFrame"
 
 _ALLOWED: Final = (
-    "a path, the bytes of an image file, an open binary file, an HTTP response, a PIL image or an array (H, W[, C])"
+    "a path, the bytes of an image file, an open binary file, an HTTP response, a PIL image, a frame of PyAV or an "
+    "array (H, W[, C])"
 )
 _URL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
 _LONGEST_NAME: Final = 255
@@ -283,7 +292,7 @@ def _encoded(image: Any) -> bytes | None:
             return bytes(image)
         case str() | os.PathLike():
             return path_of(image).read_bytes()
-    if isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__"):
+    if isinstance(image, np.ndarray) or _is_pil(image) or hasattr(image, "__array__") or hasattr(image, "to_ndarray"):
         return None
     status = getattr(image, "status_code", getattr(image, "status", None))
     if isinstance(status, int) and status != 200:
@@ -331,6 +340,8 @@ def _decoded(image: Any) -> NDArray[Any]:
     if _is_pil(image):
         pixels = _mode_pixels(image)  # which loads a TIFF, that Pillow turns, and what comes behind the pixels
         return turn(pixels, exif_orientation(image.info.get("exif") or b""))
+    if hasattr(image, "to_ndarray"):  # a frame of PyAV, which cameras that are held upright store lying
+        return pixels_of(np.rot90(image.to_ndarray(format="rgb24"), getattr(image, "rotation", 0) // 90))
     try:
         array = np.asarray(image)
     except (TypeError, RuntimeError) as error:  # torch's, of a tensor on a device or with a gradient

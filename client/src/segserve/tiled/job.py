@@ -110,8 +110,8 @@ class TileJob:
         if self.revision is not None and result.revision != self.revision:
             raise RevisionChangedError(
                 f"revision {result.revision!r} answered tile {tile.index}; the run started with {self.revision!r}. "
-                "Wait until the rollout has ended and call again with start_over=True, or use "
-                "on_revision_change='restart' or 'allow'",
+                "Wait until the rollout has ended and start over (start_over=True, --start-over), or set "
+                "on_revision_change (--on-revision-change) to 'restart' or 'allow'",
                 model=result.model,
                 revision=result.revision,
             )

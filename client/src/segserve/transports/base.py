@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -20,6 +20,9 @@ from segserve_common.kserve import InferAnswer
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 """The default bound: twice the label map of an image of 128 megapixels, uncompressed."""
 
+
+PROXY_VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_TLS_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 Phase: TypeAlias = Literal["pool", "connect", "write", "read"]
 
@@ -91,9 +94,23 @@ async def deadline(endpoint: GatewayEndpoint, step: Send) -> AsyncIterator[None]
 
 def deadline_exceeded(endpoint: GatewayEndpoint, step: Send) -> DeadlineExceededError:
     """Return the error of a request whose timeout has passed."""
-    seconds = step.timeout_s
+    seconds = step.timeouts.total_s  # of all attempts: what was left for the last one says nothing
     duration = f"{seconds:.3g} s" if seconds >= 0.9995 else f"{max(round(seconds * 1000), 1)} ms"
     return DeadlineExceededError(f"request to {endpoint.url} timed out after {duration}")
+
+
+@contextmanager
+def environment_errors() -> Iterator[None]:
+    """Turn what httpx raises as it reads the environment into a `BadRequestError` that names the variables."""
+    try:
+        yield
+    except Exception as error:  # ImportError, ValueError, OSError and ssl.SSLError, httpx.InvalidURL
+        of_tls = isinstance(error, OSError)
+        names = [each for each in os.environ if each.upper() in (_TLS_VARIABLES if of_tls else PROXY_VARIABLES)]
+        raise BadRequestError(
+            f"the client cannot use the environment's {', '.join(names) or 'settings'}: {str(error).rstrip('.')}; "
+            "correct or unset them (NO_PROXY takes hosts, and addresses of IPv6 without brackets)"
+        ) from error
 
 
 def answer_too_large(endpoint: GatewayEndpoint, seen: str, limit: int) -> AnswerTooLargeError:
@@ -115,7 +132,10 @@ def check_process(made_in: int) -> None:
 
 def check_loop(used: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """Return the running event loop; raises `EventLoopError` if it is another one than the connections are of."""
-    running = asyncio.get_running_loop()
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise EventLoopError("AsyncClient needs asyncio: under trio, use Client in a thread (to_thread)") from error
     if used not in (None, running):
         raise EventLoopError(
             "this AsyncClient was used in another event loop, to which its connections belong: make one in each "

@@ -34,6 +34,7 @@ from segserve.errors import (
 from segserve.results.images import PIXELS
 from segserve.results.values import ModelInfo, PixelFormat
 from segserve.transports.base import (
+    PROXY_VARIABLES,
     Connection,
     ExchangeError,
     Phase,
@@ -42,6 +43,7 @@ from segserve.transports.base import (
     check_process,
     deadline,
     deadline_exceeded,
+    environment_errors,
 )
 from segserve.transports.http1 import CHUNK_BYTES, Http1Connection, HttpRequest
 from segserve.transports.pool import AsyncConnectionPool, ConnectionPool
@@ -110,9 +112,13 @@ def typed_errors(
 
 def _unreachable(endpoint: GatewayEndpoint, error: ExchangeError, size: int) -> SegserveError:
     if _refused_by_tls(error):
-        return TlsError(f"TLS handshake with {endpoint.url} failed: {error}")
+        plain = "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER_FAILURE" in str(error)
+        advice = f"; the gateway seems to speak plain HTTP: use http://{endpoint.url.partition('://')[2]}"
+        return TlsError(f"TLS handshake with {endpoint.url} failed: {error}{advice if plain else ''}")
     if error.phase == "connect":
-        return GatewayUnreachableError(f"cannot reach {endpoint.url}: {error}")
+        names = [] if endpoint.is_loopback else [each for each in os.environ if each.upper() in PROXY_VARIABLES[:3]]
+        by = f" by the proxy of {', '.join(names)}" if names else ""
+        return GatewayUnreachableError(f"cannot reach {endpoint.url}{by}: {error}")
     # A gateway answers a body that is too large before its end; a client that only sends until then sees only the
     # reset.
     hint = f"; a request above the gateway's maxRequestBytes ends in the same way: this one has {size} bytes"
@@ -331,7 +337,8 @@ def _error_text(body: bytes) -> str:
                 return text
     except (ValueError, RecursionError):
         pass
-    return body[:300].decode(errors="replace").strip()
+    text = body[:300].decode(errors="replace").strip()
+    return "no server of the model is ready (no healthy upstream)" if text == "no healthy upstream" else text
 
 
 def _is_direct(connection: Connection) -> bool:
@@ -366,7 +373,8 @@ def _tls_context(connection: Connection) -> ssl.SSLContext:
     if tls is None:
         import httpx
 
-        context = httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)
+        with environment_errors():
+            context = httpx.create_ssl_context(trust_env=not connection.endpoint.is_loopback)
     else:
         try:
             context = ssl.create_default_context(cafile=tls.ca_file)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-from segserve.transports.base import ExchangeError, Phase
+from segserve.transports.base import ExchangeError, Phase, environment_errors
 from segserve.transports.http1 import CHUNK_BYTES, READ_BYTES, HttpRequest, Receiver, Response
 from segserve.transports.pool import KEEP_S
 from segserve_common.http.urls import Url
@@ -97,7 +97,8 @@ class HttpxConnection:
     """An httpx client, for HTTP/2 and for requests by a proxy."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._client = httpx.Client(**arguments, limits=LIMITS)
+        with environment_errors():
+            self._client = httpx.Client(**arguments, limits=LIMITS)
 
     def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
         """Send a request and hand its answer over; raises `ExchangeError` and the receiver's errors."""
@@ -116,7 +117,8 @@ class AsyncHttpxConnection:
     """`HttpxConnection` for the tasks of an event loop."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._client = httpx.AsyncClient(**arguments, limits=LIMITS)
+        with environment_errors():
+            self._client = httpx.AsyncClient(**arguments, limits=LIMITS)
 
     async def exchange(self, request: HttpRequest, timeouts: Mapping[str, float], receiver: Receiver) -> None:
         """Send a request and hand its answer over; raises `ExchangeError` and the receiver's errors."""

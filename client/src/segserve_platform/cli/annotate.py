@@ -35,6 +35,7 @@ def annotate(
     This process serves until Ctrl-C. Label Studio connects to the printed URLs, CVAT to the port as its Nuclio.
     """
     check_page()
+    from segserve.calls.endpoint import GatewayEndpoint
     from segserve_common.http.urls import is_loopback
     from segserve_ui.annotate.app import create_app
     from segserve_ui.annotate.images import TaskImages
@@ -46,6 +47,12 @@ def annotate(
         clients = {name: stack.enter_context(model_client(platform_options, name, url)) for name in models}
         for name, client in clients.items():
             client.model_info(name)  # raises for one that is not there
+        if any(repr(GatewayEndpoint.parse(label_studio).url) in repr(client) for client in clients.values()):
+            typer.echo(
+                f"note: --label-studio {label_studio} is the gateway's own address: name Label Studio's, or move the "
+                "gateway (segserve up --port)",
+                err=True,
+            )
         app = create_app(clients, images, (HOST, "localhost", host) if is_loopback(host) else ("*",))
         stack.enter_context(running(app, listener))
         for name in models:

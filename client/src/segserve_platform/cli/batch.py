@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -13,7 +14,7 @@ import typer
 
 from segserve.errors import HOPELESS
 from segserve_common.errors import SegserveError
-from segserve_common.image_file import IMAGE_SUFFIXES, is_named_as
+from segserve_common.image_file import IMAGE_SUFFIXES, ImageFileError, describe_file, is_named_as
 from segserve_platform.cli.errors import CommandError, plain
 from segserve_platform.cli.image_files import check_stems
 from segserve_platform.cli.options import (
@@ -159,7 +160,11 @@ def batch(
     )
     with model_client(platform_options, name, url) as client:
         options["id_map"] = _checked(client, name, form, id_map=id_map)
-        done = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
+        try:
+            done = [_segment(client, name, image, folders[image], exported, options, scheduler) for image in paths]
+        except KeyboardInterrupt:
+            typer.echo("interrupted: the same command continues, and sends only the missing tiles", err=True)
+            raise
     failed = done.count(False)
     if failed:
         typer.echo(f"{failed} of {len(paths)} images failed", err=True)
@@ -239,6 +244,9 @@ def _segment(
         typer.echo(plain(f"error: {image}: {error}"), err=True)
         return False
     notes = list(dark_notes(image, image, lambda: client.model_info(model)))
+    with suppress(ImageFileError, OSError):  # of arrays and zarr
+        if exported.affine is None and describe_file(image).is_placed:
+            notes.append(f"{image}: its georeference is not kept, positions are pixels; set --affine for coordinates")
     if result.at_limit:
         counted = f"{result.at_limit} of {_counted(result.tiles, 'tile')}"
         notes.append(f"{image}: {counted} reached the limit of objects (maxDetections of output or a stage)")

@@ -66,6 +66,9 @@ def eval_(
             show_default=False,
         ),
     ] = None,
+    labels_from: Annotated[
+        int, typer.Option(min=0, max=1, help="Value of the first class in label maps; with 1, 0 does not count.")
+    ] = 0,
     score_threshold: ScoreThreshold = None,
     max_detections: MaxDetections = None,
     worst: Annotated[int, typer.Option(min=0, help="Images of the lowest scores that the page shows.")] = WORST,
@@ -101,6 +104,7 @@ def eval_(
             images=images,
             classes=chosen,
             by=by,
+            labels_from=labels_from,
             score_threshold=score_threshold,
             max_detections=max_detections,
             in_flight=in_flight,

@@ -66,6 +66,8 @@ class Dataset:
     things: frozenset[int] = frozenset()
     """The ids of a panoptic data set's countable classes."""
     is_yolo: bool = False
+    labels_from: int = 0
+    """The value of a label map's first class; values below are not labelled."""
     notes: tuple[str, ...] = ()
     """Label files that are absent or belong to no image, and how labels were read if that is ambiguous."""
 
@@ -384,12 +386,16 @@ def _of_yolo(path: Path) -> Dataset:
         composed: Any = yaml.compose(text, yaml.SafeLoader)
         for node in [composed, *(value for _, value in composed.value if isinstance(value, yaml.MappingNode))]:
             _check_unique(f"{path.name} has the keys", [key.value for key, _ in node.value])
-        names = settings["names"]
+        names = settings.get("names", ())
         named = names.items() if isinstance(names, dict) else enumerate(names)
         classes = {int(number): str(name) for number, name in named}
         split = next(settings[key] for key in ("val", "test", "train") if settings.get(key))
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, StopIteration) as error:
-        raise DatasetError(f"{str(path)!r} is not a YOLO data set with names and val: {error!r}") from error
+    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, StopIteration) as error:
+        raise DatasetError(
+            f"{str(path)!r} is not a YOLO data set: {error or 'it has none of val, test, train'}"
+        ) from error
+    if not classes:
+        raise DatasetError(f"{str(path)!r} has no names: a YOLO data set lists its classes, names: [car, person]")
     _check_unique(f"{path.name} names the classes", list(classes.values()))
     root = path.parent / str(settings.get("path") or "")
     entries = [str(each) for each in (split if isinstance(split, list) else [split])]

@@ -43,7 +43,8 @@ _GREY: Final = frozenset({"L", "P", "I", "I;16", "I;16B", "1"})
 def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Regions:
     """Return a mask of each labelled class.
 
-    Pixels without a label do not count, which are pixels of 255 in a label map. In a data set of objects each pixel
+    Pixels without a label do not count, which in a label map are of 255 or below its first class. In a data set of
+    objects each pixel
     counts except pixels of objects of several classes; where there is no object, it is of the class called background,
     if the model has one.
     """
@@ -55,7 +56,11 @@ def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Re
         if (valid := data_of(image)) is not None:
             values = np.where(valid, values, NOT_LABELLED)
         category = {value: value for value in dataset.classes or ()}
-        if strange := [value for value in np.unique(values).tolist() if value not in {*category, NOT_LABELLED}]:
+        if strange := [
+            value
+            for value in np.unique(values).tolist()
+            if value not in {*range(dataset.labels_from), *category, NOT_LABELLED}
+        ]:
             raise DatasetError(f"{unknown_values(image, dataset, strange)}; {NOT_LABELLED} is not labelled")
     else:
         values = _read_ids(image)
@@ -125,7 +130,8 @@ def box_of(annotation: Mapping[str, Any], image: LabelledImage) -> tuple[float, 
 def unknown_values(image: LabelledImage, dataset: Dataset, values: Sequence[int]) -> str:
     """Return the beginning of an error that names values of a label map, and the classes."""
     classes = [f"{value} {name}" for value, name in (dataset.classes or {}).items()]
-    return f"{image.label_map} has the values {few(map(str, values))}; classes are {few(classes, 20)}"
+    counted = "; if they count from 1: --labels-from 1" if values == [len(classes)] else ""
+    return f"{image.label_map} has the values {few(map(str, values))}; classes are {few(classes, 20)}{counted}"
 
 
 def sure_detections(answer: SampleResult) -> SampleResult:

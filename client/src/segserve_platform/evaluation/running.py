@@ -10,7 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -58,6 +58,8 @@ _TASKS: Final[dict[str, Task]] = {
 ANSWERS: Final = "answers.jsonl"
 BY_FOLDER: Final = "folder"
 MAX_SLICES: Final = 100
+LOW: Final = 0.5
+"""The best image's score below which labels may be those of other classes."""
 
 
 def slices_of(dataset: Dataset, by: str | os.PathLike[str] | Mapping[str, str]) -> dict[str, tuple[int, ...]]:
@@ -186,6 +188,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     worst: int = WORST,
     by: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    labels_from: int = 0,
     client: Client | None = None,
     progress: EvaluationProgress | None = None,
 ) -> EvaluationReport:
@@ -194,7 +197,8 @@ def evaluate(
     `data` is a COCO, COCO panoptic, Label Studio or LabelMe JSON file, or a folder: with one such file, or one of
     LabelMe for each image, with `data.yaml` (YOLO), or with `images` and `labels` (label maps as PNG or TIFF). `images`
     is the folder of a JSON file's images, which are otherwise looked for beside it. `classes` names those that count,
-    by default all of the data set. `score_threshold` and `max_detections` are as in `Client.segment`; AP needs a low
+    by default all of the data set. `labels_from` is the value of the first class in
+    label maps, 1 where 0 is no class. `score_threshold` and `max_detections` are as in `Client.segment`; AP needs a low
     threshold. `resamples` samples of the images, drawn with a fixed seed, give the intervals.
 
     `by` divides the images into slices, each of which has its mean IoU, AP or PQ: by `folder`, or by a CSV file with
@@ -230,6 +234,8 @@ def evaluate(
             dataset = objects_of_maps(dataset, info.classes, classes)
         if dataset.classes is None:
             dataset = replace(dataset, classes={one.id: one.name for one in info.classes})
+        if dataset.labels == "maps":
+            dataset = _counted_from(dataset, labels_from)
         measure = measure_of(task, dataset)
         if dataset.labels == "objects":
             images_of = (
@@ -279,7 +285,7 @@ def evaluate(
         ),
         crowds=sum(len(own.classes) for _, own in labels),
         repeated=repeated_labels(dataset) if measure in ("masks", "boxes") else 0,
-        notes=(*dataset.notes, *limits),
+        notes=(*dataset.notes, *limits, *_notes_on_first(dataset, info, classes, results, scores.images)),
         options={
             "classes": [one.name for one in matched.values()],
             "scoreThreshold": score_threshold,
@@ -290,6 +296,29 @@ def evaluate(
     if out is not None:
         report.write(Path(out), _pictures(report, dataset, scores, list(matched.values()), worst))
     return report
+
+
+def _counted_from(dataset: Dataset, first: int) -> Dataset:
+    """Return a data set of label maps whose first class has this value."""
+    classes = {number + first: name for number, name in (dataset.classes or {}).items()}
+    return replace(dataset, classes=classes, labels_from=first)
+
+
+def _notes_on_first(
+    dataset: Dataset,
+    info: ModelInfo,
+    chosen: Sequence[str] | None,
+    results: Sequence[SampleResult | None],
+    scores: Sequence[float],
+) -> Iterator[str]:
+    """Yield that label maps of low scores fit the answers better if their classes count from 1."""
+    if dataset.labels == "maps" and not dataset.labels_from and max(scores) < LOW:
+        with suppress(DatasetError):
+            moved = _counted_from(dataset, 1)
+            matched = matched_classes(moved, info.classes, chosen, background=True)
+            other = score("pixels", moved, matched, read_labels("pixels", moved, matched), results, resamples=0)
+            if sum(other.images) > 2 * sum(scores):
+                yield "label maps that count from 1 fit the answers better: try --labels-from 1"
 
 
 def _ask(

@@ -9,7 +9,6 @@ from typing import Any, Final
 ADVICE: Final[Mapping[str, str]] = {
     "ArtifactMissing": "correct spec.artifact.uri, or put the file there",
     "ArtifactTooLarge": "raise spec.artifacts.maxSize of the pool",
-    "ClassesChanged": "set spec.allowClassChanges to true if it is intended",
     "DigestMismatch": "if the new file is intended, correct spec.artifact.sha256 and apply",
     "EngineUnavailable": "choose another spec.runtime, or servers that have it",
     "GoldenFailed": "if the change is intended, record the golden set again: `segserve golden record FOLDER -f FILE`",

@@ -122,7 +122,7 @@ class MetricsSource:
         try:
             address = f"{url.rstrip('/')}/{path}"
             answer = httpx.get(address, params=given, timeout=TIMEOUT_S, trust_env=is_proxied(url))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:  # of the environment too
             raise ControlError(
                 f"the Prometheus at {url} does not answer: {str(error) or type(error).__name__}"
             ) from error
@@ -137,7 +137,9 @@ class MetricsSource:
         if not socket.exists():
             raise NoPlatformError(f"no platform answers at {socket}: {advice}")
         try:
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=TIMEOUT_S) as client:
+            # No proxy leads to a socket of this machine.
+            transport = httpx.HTTPTransport(uds=str(socket))
+            with httpx.Client(transport=transport, timeout=TIMEOUT_S, trust_env=False) as client:
                 return client.get("http://platform/metrics").raise_for_status().text
         except httpx.HTTPError as error:
             raise NoPlatformError(f"no platform answers at {socket}: {advice}") from error

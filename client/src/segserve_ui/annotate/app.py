@@ -82,7 +82,6 @@ class _Annotator:
                 image = image_content(self._images.fetch(config.image_url(task))).image
                 return [config.prediction(client.segment(image, model=model))]
             except SegserveError as error:
-                _log.warning("task %s: %s", task.id, printable(str(error), MAX_LINE))
                 return error
 
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -90,6 +89,9 @@ class _Annotator:
         errors = [each for each in answers if isinstance(each, SegserveError)]
         if errors and len(errors) == len(answers):
             raise errors[0]
+        for task, each in zip(body.tasks, answers, strict=True):
+            if isinstance(each, SegserveError):
+                _log.warning("task %s: %s", task.id, printable(str(each), MAX_LINE))
         # A task that cannot be answered does not take the others along.
         return {"results": [[] if isinstance(each, SegserveError) else each for each in answers]}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 
@@ -17,6 +18,7 @@ from segserve_common.http.urls import RefusedError, RequestError, Url, UrlError,
 
 MAX_BYTES: Final = 64 * 2**20
 TIMEOUT_S: Final = 30.0
+_SENT_ENCODED: Final = re.compile(r"[ \u0080-\U0010ffff]+")
 ACCESS_S: Final = 240.0
 """Label Studio's access tokens are valid for 300 s."""
 
@@ -51,7 +53,9 @@ class TaskImages:
         `RequestTooLargeError`, `ImageUnavailableError`, or `AuthenticationError` for the token.
         """
         try:
-            url = Url.parse(urljoin(str(self._home), text))
+            parts = urlsplit(urljoin(str(self._home), text))
+            path, query = (_SENT_ENCODED.sub(lambda found: quote(found[0]), each) for each in (parts.path, parts.query))
+            url = Url.parse(parts._replace(path=path, query=query).geturl())
             self._check(url)
             own = self._authorization() if self._token and url.origin == self._home.origin else None
             request = GuardedRequest(

@@ -112,7 +112,9 @@ class LabelConfig:
     def image_url(self, task: Task) -> str:
         """Return the URL of a task's image; raises `BadRequestError` if it has none."""
         if not isinstance(url := task.data.get(self.key), str):
-            raise BadRequestError(f"the task's data has no URL at {self.key!r}; it has: {', '.join(task.data)}")
+            seen = f"several images at {self.key!r}; allowed is one" if isinstance(url, list) else ""
+            seen = seen or f"no URL at {self.key!r}; it has: {', '.join(task.data)}"
+            raise BadRequestError(f"the task's data has {seen}")
         return url
 
     def prediction(self, result: AnnotatedResult, label: str | None = None) -> Json:

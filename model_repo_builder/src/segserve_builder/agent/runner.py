@@ -357,9 +357,9 @@ class ActionRunner:
             return self._located(Proof("builtin", None), prepared)
         # The expected answers come from the model's own network, whatever its cascade makes of an image.
         parameters = {**_as_rle(prepared), **tiers[0]}
-        images = 0
+        images, names = 0, {one.id: one.name for one in prepared.assigned.spec.pipeline.classes}
         for case, image in _cases(prepared):
-            golden.compare(case, self._infer(prepared, image, {**parameters, **case.parameters()}))
+            golden.compare(case, self._infer(prepared, image, {**parameters, **case.parameters()}), names)
             images += 1
         bound = None
         if cascade is not None and cascade.max_loss is not None:

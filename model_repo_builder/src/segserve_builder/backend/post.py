@@ -196,7 +196,7 @@ class TritonPythonModel:
 def describe(request: Any) -> str:
     """Name a request's work, with the image's size."""
     size = ResizeTransform.from_numbers(_required(request, GEOMETRY.name))
-    return f"postprocessing an image of {size.height} x {size.width} pixels"
+    return f"postprocessing an image of {size.width} x {size.height} pixels"
 
 
 def _required(request: Any, name: str) -> NDArray[Any]:

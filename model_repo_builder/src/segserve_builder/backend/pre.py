@@ -78,4 +78,4 @@ def describe(request: Any) -> str:
     pixels = input_array(request, "PIXELS")
     if pixels is None:
         return "preprocessing this image"
-    return f"preprocessing an image of {pixels.shape[0]} x {pixels.shape[1]} pixels"
+    return f"preprocessing an image of {pixels.shape[1]} x {pixels.shape[0]} pixels"

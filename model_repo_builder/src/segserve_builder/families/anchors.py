@@ -47,7 +47,7 @@ class AnchorFamily(Family):
     the best 1,000 of all are kept.
     """
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input and the heads' outputs; raises `SignatureError` if the network has others."""
         image, layout = image_input(signature, model)
         outputs = {tensor.name: tensor for tensor in signature.outputs}

@@ -25,8 +25,14 @@ CHANNELS: Final = {"RGB": 3, "BGR": 3, "GREY": 1}
 LABEL_OPERATORS: Final = frozenset({"ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"})
 PROBABILITY_OPERATORS: Final = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
 IN_FP32: Final = "export it with half=False, or convert it with keep_io_types=True"
-OBJECT_NAMES: Final = re.compile(r"(?i)box|(^|[^a-z])dets?([^a-z]|$)|detections?([^a-z]|$)|num_|scores?([^a-z]|$)")
-"""Names of outputs with a value for each object, as exporters write them."""
+BOX_NAMES: Final = re.compile(r"(?i)box|(^|[^a-z])dets?([^a-z]|$)|anchors|heat_?map|quer(y|ies)|pred_masks")
+"""Names of outputs with boxes, or with a row or mask for each object or query, as exporters write them."""
+OBJECT_NAMES: Final = re.compile(rf"{BOX_NAMES.pattern}|detections?([^a-z]|$)|num_|scores?([^a-z]|$)|keypoint")
+"""Names of outputs with a value for each object."""
+INNER_NAMES: Final = re.compile(
+    r"(?i)^(aux|denoising|enc|init|intermediate|last_hidden|pixel_|transformer_|attentions)"
+)
+"""Names of what networks of transformers compute on the way, of any shape."""
 BOX_SIZES: Final = (4, 5, 6, 7)
 """Values of a box: its corners or centre and sides, often an angle, a score or a class."""
 ROUNDING: Final = 1e-3
@@ -76,6 +82,12 @@ class NetworkIO:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The image and the inputs beside it."""
         return (self.input, *(self.extra or ()))
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The height and width of the input, None if one is free."""
+        height, width = self.input.shape[2:] if self.layout == "NCHW" else self.input.shape[1:3]
+        return None if height is None or width is None else (height, width)
 
     @property
     def has_free_batch(self) -> bool:
@@ -141,6 +153,11 @@ class InspectedNetwork(Protocol):
 
     def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
         """Return an output's shape, with dimensions that only running the network has shown."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The height and width of the input, or of a run that has shown the outputs' shapes; None without either."""
         ...
 
     def is_within_0_and_1(self, tensor: TensorSpec) -> bool:
@@ -239,10 +256,45 @@ class Family(ABC):
     preprocessing: LibraryPreprocessing | None = None
     """What the library that the family's networks usually come from does to images."""
     stage_notes: tuple[StageNote, ...] = (USUAL_THRESHOLDS,)
+    reads_maps: bool = False
+    """Whether an output is a map of the whole image, which values for each object beside it speak against."""
+    may_leave_out: frozenset[str] = frozenset()
+    """Names of outputs for each object without which the answer has less and is still right."""
+
+    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the tensors to use.
+
+        Raises `SignatureError` if the network has others, or if what is left out of them may change the meaning of
+        what is read: values for each object, labels and counts, in any family.
+        """
+        io = self.tensors(signature, model)
+        read = {tensor.name: tensor for tensor in io.outputs}
+        rows = io.outputs[0].shape[1]
+        others = [t for t in signature.outputs if t.name not in read and not self._may_leave_out(t, rows)]
+        if self.reads_maps:
+            others += [tensor for tensor in io.outputs if BOX_NAMES.search(tensor.name)]
+        if others:
+            why = "it is no map of classes" if self.reads_maps else "it may be of another family"
+            raise SignatureError(
+                f"{self.name} reads {described_all(io.outputs)}; the network has {described_all(others)}, as detectors "
+                f"have for each object, so {why}; if not, remove or rename them in the file (onnx.utils.extract_model)"
+            )
+        return io
+
+    def _may_leave_out(self, tensor: TensorSpec, rows: int | None) -> bool:
+        if tensor.name.lower() in self.may_leave_out or INNER_NAMES.match(tensor.name):
+            return True
+        if not tensor.dtype.startswith(("FP", "BF")):
+            return tensor.shape == (2,)  # the image's size, as detectron2 adds it
+        rank = len(tensor.shape)
+        if rank < 3 and re.match("(?i)label|class|cls", tensor.name):
+            return self.reads_maps  # of the image; beside boxes they are each object's
+        is_row = tensor.shape[-1] in (*BOX_SIZES, rows or 0) or (rank == 3 and self.reads_maps)
+        return (rank == 4 or not is_row) and not OBJECT_NAMES.search(tensor.name)
 
     @abstractmethod
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
-        """Return the tensors to use; raises `SignatureError` if the network has others."""
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+        """Return the tensors that the family reads; raises `SignatureError` if it cannot identify them."""
 
     @abstractmethod
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Value:
@@ -332,26 +384,6 @@ def check_grid(name: str, shape: tuple[int, ...], transform: ResizeTransform) ->
             f"{name} have {height} rows and {width} columns; the network's input is {p.input_height} x {p.input_width} "
             "pixels, and they must have its aspect"
         )
-
-
-def check_left_out(read: TensorSpec, signature: NetworkSignature) -> None:
-    """Raise `SignatureError` if outputs beside a map may be of objects, whose masks the map would then be.
-
-    Left out are other maps, of rank 4, and values of the whole image, of rank 1 or 2.
-    """
-    others = [tensor for tensor in signature.outputs if tensor.name != read.name and not _is_beside_maps(tensor)]
-    if others:
-        raise SignatureError(
-            f"beside {described(read)} the network has {described_all(others)}, as detectors have for each object, so "
-            "it is no map of classes; if it is, remove them from the file (onnx.utils.extract_model)"
-        )
-
-
-def _is_beside_maps(tensor: TensorSpec) -> bool:
-    if not tensor.dtype.startswith(("FP", "BF")) or OBJECT_NAMES.search(tensor.name):
-        return False
-    is_vector = tensor.shape[-1] not in BOX_SIZES or re.match("(?i)label|class|cls|aux", tensor.name)
-    return len(tensor.shape) == 4 or (len(tensor.shape) < 3 and bool(is_vector))
 
 
 def thing_ids(model: ModelContext) -> frozenset[int]:

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 LARGEST_HEAD: Final = 256
 """Raw masks are 14 to 112 cells wide, PointRend's 224; larger ones have been pasted into an image."""
+ROI_CELLS: Final = 14
+"""Raw masks of the usual heads are a multiple of this wide."""
+MAP_STRIDES: Final = (1, 2, 4, 8)
+"""Pixels of the input by cell, a side, where masks are of the whole image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +104,14 @@ class DetectionFamily(Family):
 
     numbers_classes: bool = False
     batched: bool = False
+    may_leave_out: frozenset[str] = MASKS.names | HEATMAPS.names | {"keypoints_scores"}
     heads: OutputRole | None = None
     """The output with one mask or set of heat maps for each box."""
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input, boxes, labels, heads, and scores if they are separate.
 
-        Outputs are identified by their names, or else by dtype and shape; others are ignored. Either all have a batch
+        Outputs are identified by their names, or else by dtype and shape. Either all have a batch
         in front of the shape in `OutputRole`, or none has. Raises `SignatureError` if one is not identified.
         """
         image, layout = image_input(signature, model, may_be_single=True)
@@ -117,12 +122,18 @@ class DetectionFamily(Family):
         tensors = [boxes, *(search.find(role, batched) for role in roles[1:])]
         if boxes.shape[-1] != 5:
             tensors.append(search.find(SCORES, batched))
+        numbers = {tensor.shape[int(batched)] for tensor in tensors} - {None}
+        if len(numbers) > 1:
+            raise SignatureError(f"{self.name} has as many of each for an image; these are {described_all(tensors)}")
         if batched:
             for tensor in tensors:
                 check_batch("output", tensor)
         else:
             tensors = [replace(tensor, shape=(1, *tensor.shape)) for tensor in tensors]
-        return NetworkIO(image, layout, tuple(tensors), batched)
+        io = NetworkIO(image, layout, tuple(tensors), batched)
+        if self.heads is not None:
+            _check_raw(f"output {described(tensors[2])}", tensors[2].shape[-2:], io.image_size)
+        return io
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Candidates:
         """Return one image's boxes, in pixels of the original image, with their heads if the family has any.
@@ -157,13 +168,6 @@ class MaskDetectionFamily(DetectionFamily):
     Masks may have a channel per label, or no channel.
     """
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
-        """Return the image input, boxes, labels, masks, and scores if they are separate; raises `SignatureError`."""
-        io = super().network_io(signature, model)
-        masks = io.outputs[2]
-        _check_raw(f"output {described(masks)}", *masks.shape[-2:])
-        return io
-
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield that an output holds square masks."""
         shapes = [tensor.shape for tensor in network.signature.outputs]
@@ -174,7 +178,8 @@ class MaskDetectionFamily(DetectionFamily):
         shape = list(heads.shape)
         if heads.ndim not in MASKS.ranks:
             raise SignatureError(f"the masks have shape {shape}; for one image they are {MASKS.shape}")
-        _check_raw(f"the masks have shape {shape}", *heads.shape[-2:])
+        p = candidates.transform
+        _check_raw(f"the masks have shape {shape}", heads.shape[-2:], (p.input_height, p.input_width))
         masks = heads if heads.ndim == 3 else _of_labels(heads, candidates.classes)
         check_probabilities("masks", masks)
         return replace(candidates, heads=MaskHeads(masks))
@@ -204,10 +209,9 @@ class _Search:
         """
         extra = (0, 1) if batched is None else (int(batched),)
         ranks = [rank + more for rank in role.ranks for more in extra]
-        candidates = self._named[role] or [t for t in self._outputs if t not in self._taken]
+        # Of the integers detectron2's size of the image, [2], is no label.
+        candidates = self._named[role] or [t for t in self._outputs if t not in self._taken and t.shape != (2,)]
         fitting = [t for t in candidates if t.dtype in role.dtypes and len(t.shape) in ranks and _ends(t, role)]
-        if len(fitting) > 1:  # detectron2 adds the image's size, INT64 [2]; the number of detections is free
-            fitting = [t for t in fitting if t.shape[-1] is None or role.last] or fitting
         if len(fitting) == 1:
             self._taken.append(fitting[0])
             return fitting[0]
@@ -238,12 +242,15 @@ def _known_classes(labels: NDArray[Any], model: ModelContext) -> tuple[NDArray[A
     return rows, labels[rows].astype(np.int32)
 
 
-def _check_raw(observed: str, height: int | None, width: int | None) -> None:
-    sizes = [size for size in (height, width) if size is not None]
-    if max(sizes, default=1) > LARGEST_HEAD or len(set(sizes)) > 1:
+def _check_raw(observed: str, cells: tuple[int | None, ...], image: tuple[int, int] | None) -> None:
+    height, width = cells
+    sizes = [size for size in cells if size is not None]
+    strides = [each for each in MAP_STRIDES if image and cells == tuple(-(-side // each) for side in image)]
+    is_map = bool(strides) and (strides[0] == 1 or sizes[0] % ROI_CELLS > 0)
+    if is_map or max(sizes, default=1) > LARGEST_HEAD or len(set(sizes)) > 1:
         raise SignatureError(
-            f"{observed}: masks of {height or '?'} x {width or '?'} are already pasted into the image, which is slow; "
-            f"export the raw heads, M x M (28 x 28) per box and at most {LARGEST_HEAD} x {LARGEST_HEAD}"
+            f"{observed}: masks of {height or '?'} x {width or '?'} are already pasted into the image or of all of "
+            f"it; export the raw heads, M x M (28 x 28) per box and at most {LARGEST_HEAD} x {LARGEST_HEAD}"
         )
 
 

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
+    IMAGENET,
     EvidenceWeight,
     Family,
     FamilyEvidence,
     InspectedNetwork,
+    LibraryPreprocessing,
     ModelContext,
     NetworkIO,
     NetworkSignature,
+    StageNote,
     TensorSpec,
     check_batch,
     described,
@@ -63,7 +66,7 @@ class DecoderIO:
     takes_boxes: bool
     mask: TensorSpec | None = None
     has_mask: str | None = None
-    size: str | None = None
+    size: TensorSpec | None = None
 
     @property
     def pads(self) -> bool:
@@ -88,7 +91,7 @@ class PromptableFamily(Family):
     resizes_once: bool = False
     """Whether logits are resized to the image at once, as SAM 2 does, or to the network's input first."""
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the encoder's image input and its embeddings; raises `SignatureError` if it has none."""
         image, layout = image_input(signature, model, may_be_single=True)
         outputs = tuple(tensor for tensor in signature.outputs if _is_embedding(tensor))
@@ -106,11 +109,18 @@ class PromptableFamily(Family):
         inputs = _Roles("input", signature.inputs)
         mask = inputs.find("mask", r"mask", ("FP32",), (4,), channels=1)
         has_mask = inputs.find("has mask", r"has_?mask", ("FP32",), (1,))
-        size = inputs.find("size", r"size", ("FP32",), (1,))
+        size = inputs.find("size", r"size", LABELS, (1, 2), last=2)
         labels = inputs.required("labels", r"label", LABELS, (2, 3))
         points = inputs.required("points", r"point|coord", ("FP32",), (3, 4), last=2)
         if len(points.shape) != len(labels.shape) + 1:
             raise SignatureError(f"the decoder's {described(points)} and {described(labels)} do not fit each other")
+        strange = [tensor for tensor in inputs.left if not _is_embedding(tensor)]
+        if strange:
+            raise SignatureError(
+                f"the decoder takes {described_all(strange)}, which nothing feeds: decoders get embeddings, points, "
+                "labels, a mask, has_mask and a size, and boxes as two points of the labels 2 and 3; export it "
+                "without, or make it a constant of the graph"
+            )
         encoded, embeddings = _matched(encoder.outputs, inputs.left)
         outputs = _Roles("output", signature.outputs)
         scores = outputs.required("scores", r"iou|score", ("FP32",), (2, 3))
@@ -126,7 +136,7 @@ class PromptableFamily(Family):
             takes_boxes=mask is not None or self.resizes_once,
             mask=mask,
             has_mask=None if has_mask is None else has_mask.name,
-            size=None if size is None else size.name,
+            size=size,
         )
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Instances:
@@ -156,6 +166,10 @@ class PromptableFamily(Family):
                 box[:] = window.left, window.top, window.left + columns, window.top + rows
         classes = np.full(len(masks), model.classes[0].id, np.int32)
         return Instances(boxes, np.ascontiguousarray(scores, np.float32), classes, masks, height, width)
+
+    def implausibility(self, network: InspectedNetwork) -> str | None:
+        """Return that no output is named as an embedding: any maps have their shapes."""
+        return None if any(self.evidence(network)) else f"{self.name} has outputs named as embeddings"
 
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield that an output is named as an embedding."""
@@ -227,7 +241,7 @@ def _matched(encoded: Sequence[TensorSpec], inputs: Iterable[TensorSpec]) -> tup
     for tensor in sorted(inputs, key=lambda tensor: all(tensor.name != each.name for each in encoded)):
         named = [each for each in left if each.name == tensor.name]
         fitting = named or [each for each in left if each.shape[1:] == tensor.shape[1:]]
-        if tensor.dtype != "FP32" or len(fitting) != 1:
+        if len(fitting) != 1:
             raise SignatureError(
                 f"the decoder's input {described(tensor)} must be one of the encoder's outputs, by its name or shape; "
                 f"these are {described_all(encoded)}"
@@ -245,14 +259,22 @@ def _is_embedding(tensor: TensorSpec) -> bool:
     return tensor.dtype == "FP32" and (channels is None or channels >= LEAST_CHANNELS)
 
 
+_PREPROCESSING: Final = LibraryPreprocessing(
+    networks="segment-anything's and SAM 2's networks",
+    resize={},
+    normalise=IMAGENET,
+    pixels=StageNote("segment-anything and SAM 2 normalise so; an export may do it in the file"),
+)
 PROMPTABLE: Final = PromptableFamily(
     name="promptable",
+    preprocessing=_PREPROCESSING,
     gives=ValueType.INSTANCES,
     default_postprocess=(),
     output_names=("image_embeddings",),
 )
 PROMPTABLE_SAM2: Final = PromptableFamily(
     name="promptable-sam2",
+    preprocessing=_PREPROCESSING,
     gives=ValueType.INSTANCES,
     default_postprocess=(),
     output_names=("image_embed", "high_res_feats_0", "high_res_feats_1"),

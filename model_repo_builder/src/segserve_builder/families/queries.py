@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
+    BOX_NAMES,
     IMAGENET,
     USUAL_THRESHOLDS,
     EvidenceWeight,
@@ -40,6 +41,8 @@ CLASSES: Final = "[batch, queries, classes]"
 MASKS: Final = "[batch, queries, height, width]"
 BOXES: Final = "[batch, queries, 4]"
 RANKS: Final = {CLASSES: 3, MASKS: 4, BOXES: 3}
+MOST_QUERIES: Final = 2000
+"""Decoders have 20 to 900 queries; heads with anchors have more rows."""
 DEFORMABLE_ATTENTION: Final = "GridSample"
 
 
@@ -61,8 +64,8 @@ class QueryFamily(Family):
     """FP32 outputs with a row for each query: class logits, the last class "nothing", with masks or boxes or both.
 
     With `sigmoid` each class is by itself, and none is "nothing". Boxes are cx cy w h relative to the input, or to the
-    image in it if the network gets a mask of the padding. Further outputs are ignored: outputs are found by
-    transformers' names or aliases, or else by their shapes.
+    image in it if the network gets a mask of the padding. Outputs are found by transformers' names or aliases, or else
+    by their shapes.
     """
 
     gives: ValueType = ValueType.QUERIES
@@ -72,7 +75,7 @@ class QueryFamily(Family):
     uses_deformable_attention: bool | None = None
     """Whether the graph samples features; None if that says nothing."""
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input and the family's outputs; raises `SignatureError` if they cannot be identified."""
         image, layout = image_input(signature, model)
         candidates = [tensor for output in self.outputs if (tensor := output.of(signature.outputs)) is not None]
@@ -94,6 +97,8 @@ class QueryFamily(Family):
                 raise SignatureError(f"output {described(tensor)}: {self._expected(output, model)}")
             if output.meaning != BOXES:
                 check_logits(tensor, signature)
+            if (tensor.shape[1] or 0) > MOST_QUERIES:
+                raise SignatureError(f"output {described(tensor)}: decoders have at most {MOST_QUERIES} queries")
         return NetworkIO(image, layout, tensors)
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Queries:
@@ -125,8 +130,7 @@ class QueryFamily(Family):
     def implied_classes(self, network: InspectedNetwork) -> int | None:
         """Return the size of the class logits without "nothing"."""
         outputs = network.signature.outputs
-        boxes = any(output.meaning == BOXES for output in self.outputs)
-        unnamed = (t for t in outputs if len(t.shape) == 3 and not (boxes and t.shape[-1] == 4))
+        unnamed = (t for t in outputs if len(t.shape) == 3 and not (self._has_boxes and t.shape[-1] == 4))
         logits = self.outputs[0].of(outputs) or next(unnamed, None)
         last = None if logits is None else network.shape(logits)[-1]
         return None if last is None or last <= self._nothing else last - self._nothing
@@ -137,6 +141,9 @@ class QueryFamily(Family):
         named = [tensor for output in self.outputs if (tensor := output.of(outputs)) is not None]
         tensors = named if len(named) == len(self.outputs) else outputs
         numbers = {network.shape(tensor)[1] for tensor in tensors if len(tensor.shape) >= 3} - {None}
+        masks = [tensor for tensor in tensors if len(tensor.shape) == 4]
+        if tensors is outputs and any(map(network.is_within_0_and_1, masks)):
+            return f"{self.name} has logits of masks; all values of these are within 0 and 1, as a detector's"
         if len(numbers) < 2:
             return None
         listed = " and ".join(map(str, sorted(numbers, key=str)))
@@ -162,6 +169,9 @@ class QueryFamily(Family):
             for tensor in signature.outputs
             if tensor.dtype == "FP32"
             and len(tensor.shape) == RANKS[output.meaning]
+            and (output.meaning == BOXES or not BOX_NAMES.search(tensor.name) or "quer" in tensor.name)
+            # Boxes, or boxes with a score, of a detector.
+            and (output.meaning != CLASSES or self._has_boxes or tensor.shape[-1] not in (4, 5))
             and (last is None or tensor.shape[-1] == last)
         ]
         if len(fitting) == 1:
@@ -171,6 +181,10 @@ class QueryFamily(Family):
             f"{len(fitting)} of the outputs may be {output.name!r}: {self._expected(output, model)}. Outputs named "
             f"{names} are found by name. The network has {described_all(signature.outputs)}"
         )
+
+    @property
+    def _has_boxes(self) -> bool:
+        return any(output.meaning == BOXES for output in self.outputs)
 
     @property
     def _nothing(self) -> int:
@@ -191,6 +205,7 @@ class QueryFamily(Family):
 
 _MASKED: Final = (QueryOutput("class_queries_logits", CLASSES), QueryOutput("masks_queries_logits", MASKS))
 _BOXED: Final = (QueryOutput("logits", CLASSES), QueryOutput("pred_boxes", BOXES))
+_MASKS: Final = frozenset({"pred_masks", "masks"})
 _TASKS: Final = StageNote(
     "the outputs suit panopticQueries, instanceQueries, and semanticQueries with argmax: which one the network was "
     "trained for is not in the file"
@@ -235,6 +250,7 @@ EOMT: Final = QueryFamily(
 
 DETR: Final = QueryFamily(
     name="detr",
+    may_leave_out=_MASKS,
     default_postprocess=(DetectionQueries(),),
     outputs=_BOXED,
     output_names=tuple(output.name for output in _BOXED),
@@ -264,6 +280,7 @@ _SIGMOID: Final = (QueryOutput("logits", CLASSES, ("labels",)), QueryOutput("pre
 
 DETR_SIGMOID: Final = QueryFamily(
     name="detr-sigmoid",
+    may_leave_out=_MASKS,
     default_postprocess=(DetectionQueries(),),
     outputs=_SIGMOID,
     sigmoid=True,

@@ -16,7 +16,6 @@ from segserve_builder.families.base import (
     TensorSpec,
     check_batch,
     check_grid,
-    check_left_out,
     described_all,
     thing_ids,
 )
@@ -39,7 +38,9 @@ class SemanticLabels(Family):
     A pixel of the image gets the label of the cell that it lies in. There are no scores: confidence is 1.
     """
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    reads_maps: bool = True
+
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input and the labels; raises `SignatureError` if the network has others, or several."""
         image, layout = image_input(signature, model)
         fitting = [tensor for tensor in signature.outputs if tensor.dtype in DTYPES and _is_map(tensor)]
@@ -49,13 +50,12 @@ class SemanticLabels(Family):
                 f"{described_all(signature.outputs)}"
             )
         check_batch("output", fitting[0])
-        check_left_out(fitting[0], signature)
         return NetworkIO(image, layout, tuple(fitting))
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> LabelMap:
         """Return one image's labels; raises `SignatureError` for another shape, and for a number that is not a class.
 
-        `outputs` is one array of integers, shaped as in `network_io`.
+        `outputs` is one array of integers, shaped as in `tensors`.
         """
         import numpy as np
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,6 @@ from segserve_builder.families.base import (
     StageNote,
     TensorSpec,
     check_grid,
-    check_left_out,
     check_logits,
     check_probabilities,
     described,
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHAPE: Final = "[batch, classes, height, width]"
+SEVERAL: Final = (
+    ". Of several maps one is named logits, or has as many channels as there are --classes; detectors' own heads need "
+    "their decoding in the file"
+)
 USUAL_NAMES: Final = frozenset({"logits", "probabilities", "out", "output", "segmentation", "masks", "pred"})
 """Names of the main output beside auxiliary ones, in lower case."""
 
@@ -49,26 +52,30 @@ class SemanticLogits(Family):
     second of two classes. With multiLabel each is the logit of a sigmoid, for masks that may overlap, and every class
     has a channel. With `probabilities` the output is the softmax or sigmoid of logits, which are computed from it.
     Classes may be the last dimension. Other maps, as of auxiliary heads, and values of the whole image are left out:
-    the first map that fits is read, outputs with usual names before others.
+    of the maps with a channel for each class one with a usual name is read, or else the largest.
     """
 
     probabilities: bool = False
+    reads_maps: bool = True
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input and the logits; raises `SignatureError` if the network has others."""
         image, layout = image_input(signature, model)
-        fitting = [tensor for tensor in sorted(signature.outputs, key=_by_name) if _fits(tensor, model)]
-        if not fitting and len(signature.outputs) != 1:
+        maps = {tensor: tensor.shape for tensor in signature.outputs if len(tensor.shape) == 4}
+        fitting = [tensor for tensor in maps if _fits(tensor, model)]
+        fitting.sort(key=lambda tensor: _preference(tensor.name, tensor.shape, layout))
+        if (not fitting and len(signature.outputs) != 1) or _is_pyramid(
+            maps.values(), NetworkIO(image, layout, ()).image_size
+        ):
             raise SignatureError(
                 f"{self.name} has an output FP32 {SHAPE} for the model's {len(model.classes)} classes; "
-                f"the network has {described_all(signature.outputs)}"
+                f"the network has {described_all(signature.outputs)}{SEVERAL if len(maps) > 1 else ''}"
             )
         logits = float_output((fitting or signature.outputs)[0], 4, SHAPE)
         classes_last = _classes_last(logits.shape, layout, model)
         channels = logits.shape[3 if classes_last else 1]
         if channels is not None:
             _check_channels(f"output {described(logits)}", channels, model)
-        check_left_out(logits, signature)
         if not self.probabilities:
             check_logits(logits, signature, "take the family semantic-probabilities")
         if classes_last and model.inference:
@@ -106,7 +113,10 @@ class SemanticLogits(Family):
         return 2 if channels == 1 else channels
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
-        """Return that nothing says that the values are probabilities, if the family needs them."""
+        """Return that maps are a detector's, or that nothing says that values are probabilities, if it needs them."""
+        outputs = network.signature.outputs
+        if _is_pyramid([network.shape(one) for one in outputs if len(one.shape) == 4], network.image_size):
+            return f"{self.name} has one map for all strides; these are a detector's, of several{SEVERAL}"
         if not self.probabilities or any(self._signs(network)):
             return None
         return f"{self.name} has values within 0 and 1, as after a sigmoid or softmax; the network's are others"
@@ -128,14 +138,28 @@ class SemanticLogits(Family):
             yield "all its values are within 0 and 1"
 
 
-def _by_name(tensor: TensorSpec) -> tuple[bool, bool]:
-    name = tensor.name.lower()
-    return name not in USUAL_NAMES, name.startswith("aux")
+def _preference(name: str, shape: tuple[int | None, ...], layout: str) -> tuple[bool, bool, int]:
+    _, first, second, third = (side or 0 for side in shape)
+    area = second * (third if layout == "NCHW" else max(first, third))
+    return name.lower() not in USUAL_NAMES, name.lower().startswith("aux"), -area
 
 
 def _likeliest(network: InspectedNetwork) -> TensorSpec | None:
-    """Return the output of four dimensions that is read if any number of classes fits, or None."""
-    return min((one for one in network.signature.outputs if len(one.shape) == 4), key=_by_name, default=None)
+    """Return the output of four dimensions that is read if any number of classes fits; None if several may be it."""
+    layout = "NHWC" if image_tensor(network.signature).shape[-1] in CHANNELS.values() else "NCHW"
+    maps = [tensor for tensor in network.signature.outputs if len(tensor.shape) == 4]
+    ranks = [_preference(tensor.name, network.shape(tensor), layout) for tensor in maps]
+    best = [tensor for tensor, rank in zip(maps, ranks, strict=True) if rank == min(ranks)]
+    return best[0] if len({network.shape(tensor) for tensor in best}) == 1 else None
+
+
+def _is_pyramid(shapes: Iterable[tuple[int | None, ...]], size: tuple[int, int] | None) -> bool:
+    """Return whether maps with the same channels have several strides, of 8 and more, as detectors' heads."""
+    strides = dict[int | None, set[int]]()
+    for _, channels, rows, _ in shapes:
+        if size is not None and rows:
+            strides.setdefault(channels, set()).add(size[0] // rows)
+    return any(len(each) > 1 and min(each) >= 8 for each in strides.values())
 
 
 def _fits(tensor: TensorSpec, model: ModelContext) -> bool:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from segserve_builder.errors import SignatureError
 from segserve_builder.families.base import (
-    CHANNELS,
     ULTRALYTICS,
     EvidenceWeight,
     Family,
@@ -31,7 +30,7 @@ from segserve_builder.families.base import (
     described_all,
     float_output,
 )
-from segserve_builder.families.network_inputs import image_input, image_tensor
+from segserve_builder.families.network_inputs import image_input
 from segserve_builder.stages.crop_masks import CropMasks
 from segserve_builder.stages.fill_boxes import FillBoxes
 from segserve_builder.stages.keypoints import Keypoints
@@ -55,6 +54,11 @@ if TYPE_CHECKING:
 PROTOTYPES: Final = "[batch, coefficients, height, width]"
 STRIDES: Final = (8, 16, 32)
 """Sides of the cells of YOLOX's grids, in pixels of the network's input."""
+GRID_STRIDES: Final = (4, 8, 16, 32, 64, 128)
+ANCHORS: Final = (1, 3)
+"""Boxes of a cell: of heads without anchors, and of YOLOv5's."""
+LARGEST_LOGARITHM: Final = 16
+"""A side of e to this, in cells, is larger than any image."""
 MOST_CHOSEN: Final = 300
 """Heads that choose among their boxes return at most this many; others return thousands."""
 
@@ -78,7 +82,7 @@ class YoloFamily(Family):
     rotated: bool = False
     preprocessing: LibraryPreprocessing | None = ULTRALYTICS
 
-    def network_io(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
+    def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input, the detections and, for masks, the prototypes.
 
         Raises `SignatureError` if the network has others.
@@ -92,7 +96,10 @@ class YoloFamily(Family):
         detections = float_output(outputs[0], 3, meaning)
         prototypes = [float_output(tensor, 4, PROTOTYPES) for tensor in outputs[1:]]
         self._check_values(detections, prototypes, len(model.classes))
-        return NetworkIO(image, layout, (detections, *prototypes))
+        io = NetworkIO(image, layout, (detections, *prototypes))
+        if (why := self._no_grid(detections.shape, io.image_size)) is not None:
+            raise SignatureError(f"output {described(detections)}: {why}")
+        return io
 
     def read(self, outputs: Mapping[str, NDArray[Any]], transform: ResizeTransform, model: ModelContext) -> Candidates:
         """Return all of one image's candidates, with boxes in pixels of the original image.
@@ -146,7 +153,23 @@ class YoloFamily(Family):
             )
         if self.implied_classes(network) is None:
             return f"{self.name} has at least {self.leading_values + 1} values per candidate, {observed}"
-        return None
+        return self._no_grid(shape, network.image_size)
+
+    def _no_grid(self, shape: tuple[int | None, ...], size: tuple[int, int] | None) -> str | None:
+        """Return why candidates are not the cells of grids over an image (height, width), None if they may be."""
+        _, rows, columns = shape
+        candidates = shape[3 - self.axis]
+        if not self.scored or size is None or candidates is None:
+            return None
+        height, width = size
+        if rows is not None and columns is not None and rows * width == columns * height:
+            return f"a map without an axis of classes; export it as [batch, 1, {rows}, {columns}]"
+        if candidates in _grids(height, width):
+            return None
+        return (
+            f"{self.name} has a candidate for each cell of grids of 8, 16 and 32 pixels or the like, or three; "
+            f"{candidates} are not those of an input of {height} x {width}"
+        )
 
     def evidence(self, network: InspectedNetwork) -> Iterator[FamilyEvidence]:
         """Yield what Ultralytics' metadata says of the head."""
@@ -316,6 +339,8 @@ class GridHead(ObjectnessHead):
         import numpy as np
 
         p = transform
+        if head[:, 2:4].max(initial=0) > LARGEST_LOGARITHM:
+            raise SignatureError(f"{self.name} has boxes that are not decoded; these are: yolov5-detect reads them")
         grids = [(p.input_height // stride, p.input_width // stride, stride) for stride in STRIDES]
         cells = sum(height * width for height, width, _ in grids)
         if len(head) != cells:
@@ -392,12 +417,21 @@ def _by_rank(network: InspectedNetwork, rank: int) -> list[TensorSpec]:
 
 
 def _cells_of(network: InspectedNetwork) -> int | None:
-    """Return the number of cells of YOLOX's grids over the network's input, None if its size is free."""
-    shape = image_tensor(network.signature).shape
-    height, width = shape[1:3] if shape[-1] in CHANNELS.values() else shape[2:4]
-    if height is None or width is None:
+    """Return the number of cells of YOLOX's grids over the network's input, None if its size is unknown."""
+    if network.image_size is None:
         return None
+    height, width = network.image_size
     return sum((height // stride) * (width // stride) for stride in STRIDES)
+
+
+def _grids(height: int, width: int) -> frozenset[int]:
+    """Return the numbers of boxes that heads may have over an image: of two strides in a row or more, sides rounded."""
+    numbers = set[int]()
+    for up in (0, 1):
+        cells = [(height + up * (s - 1)) // s * ((width + up * (s - 1)) // s) for s in GRID_STRIDES]
+        ranges = [sum(cells[first:last]) for first in range(5) for last in range(first + 2, 7)]
+        numbers.update(anchors * each for each in ranges for anchors in ANCHORS)
+    return frozenset(numbers)
 
 
 def literal(text: str) -> Any:

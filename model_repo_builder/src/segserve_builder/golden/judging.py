@@ -189,7 +189,7 @@ def load(folder: Path) -> GoldenSet:
     return golden
 
 
-def compare(case: Case, answer: Answer) -> None:
+def compare(case: Case, answer: Answer, names: Mapping[int, str] | None = None) -> None:
     """Check an answer against the expected one; masks must be encoded as rle.
 
     Raises `GoldenError` that names the image, the tensor, the observed value and the tolerance.
@@ -205,13 +205,18 @@ def compare(case: Case, answer: Answer) -> None:
         if sorted(classes) != sorted(expected.classes):
             raise GoldenError(f"{case.image}: CLASSES is {classes}; expected {list(expected.classes)}")
         masks = _masks(case, answer, len(classes))
-        for number, mask in zip(expected.classes, expected.masks or (), strict=True):
-            observed = _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
-            if observed < case.tolerance.iou:
-                least = case.tolerance.iou
-                raise GoldenError(
-                    f"{case.image}: MASKS of class {number}: IoU {observed:.4f}; at least {least} is tolerated"
-                )
+        found = {
+            number: _mask_iou([masks[classes.index(number)]], [mask], expected.size)[0][0]
+            for number, mask in zip(expected.classes, expected.masks or (), strict=True)
+        }
+        wrong = [number for number, overlap in found.items() if overlap < case.tolerance.iou]
+        if wrong:
+            number = min(wrong, key=lambda each: found[each] > 0)  # one that is gone says more than what took its place
+            gone = f": nothing is {names[number]!r}" if names and number in names and not found[number] else ""
+            raise GoldenError(
+                f"{case.image}: MASKS of class {number}: IoU {found[number]:.4f}; at least {case.tolerance.iou} is "
+                f"tolerated{gone}"
+            )
     else:
         expected, actual = case.expected, len(_output(case.image, answer, "SCORES"))
         if actual != len(expected.classes):

@@ -168,7 +168,7 @@ def _decode_png(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> N
     allowed = 2 * height * row + _PNG_ROW_OVERHEAD_BYTES * height + _PNG_OVERHEAD_BYTES
     if held > allowed:
         raise BadImageError(
-            f"PNG image of {height} x {width} pixels has {held} bytes of compressed data; allowed are at most {allowed}"
+            f"PNG image of {width} x {height} pixels has {held} bytes of compressed data; allowed are at most {allowed}"
         )
     # OpenCV 4 and 5 differ in which frame of an animation is the first: leave it the still image.
     left_out = _COMPRESSED_CHUNKS | (_ANIMATION_CHUNKS if any(kind == b"acTL" for kind, _, _ in chunks) else set())
@@ -179,7 +179,7 @@ def _decode_png(data: bytes, file: ImageHeader, pixel_format: _PixelFormat) -> N
 
 def _opencv_decode(data: bytes, file: ImageHeader) -> NDArray[Any]:
     """Return what is stored, blue first: (H, W), (H, W, 3) or (H, W, 4) of 8 or 16 bits."""
-    what = f"{file.format} image of {file.height} x {file.width} pixels"
+    what = f"{file.format} image of {file.width} x {file.height} pixels"
     try:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

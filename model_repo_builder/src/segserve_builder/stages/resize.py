@@ -165,8 +165,8 @@ class Resize(Stage):
         allowed = max(_PADDED_PIXELS, 2 * transform.inner_height * transform.inner_width)
         if area > allowed:
             raise BadImageError(
-                f"image of {transform.height} x {transform.width} pixels would be padded to "
-                f"{transform.input_height} x {transform.input_width}; allowed are {allowed} pixels"
+                f"image of {transform.width} x {transform.height} pixels would be padded to "
+                f"{transform.input_width} x {transform.input_height}; allowed are {allowed} pixels"
             )
         if self.pad_value is not None:
             constant = self.pad_value

@@ -36,8 +36,11 @@ def check_expansion(path: Path) -> None:
         try:
             is_too_large = _expanded_bytes(data) > MAX_EXPANDED_BYTES
         except (IndexError, ValueError) as error:
-            size = len(data)
-            raise SignatureError(f"{path.name} ({size} bytes) is not an ONNX model: {error}") from None
+            what = "it is a checkpoint or an archive" if data[:2] in (b"PK", b"\x80\x02", b"\x89H") else error
+            raise SignatureError(
+                f"{path.name} ({len(data)} bytes) is not an ONNX model: {what}; export it first, as by `yolo export "
+                "format=onnx` or torch.onnx.export"
+            ) from None
     if is_too_large:
         raise UnsafeArtifactError(
             f"{path.name} would take more than {MAX_EXPANDED_BYTES >> 20} MiB beside its weights: it has too many "

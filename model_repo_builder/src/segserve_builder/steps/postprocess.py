@@ -121,7 +121,9 @@ class Postprocess:
         # One list of outputs is for all revisions of a model.
         unknown = sorted((request.outputs or frozenset()) - self._empty.keys() - set(OPTIONAL_OUTPUTS))
         if unknown:
-            raise BadImageError(f"parameter 'outputs' names {', '.join(unknown)}; allowed are {', '.join(self._empty)}")
+            raise BadImageError(
+                f"the model has no output {', '.join(unknown)}; its outputs are {', '.join(self._empty)}"
+            )
         if self._task in SCORED:
             return
         for name in SCORED_ONLY:

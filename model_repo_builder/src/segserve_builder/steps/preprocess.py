@@ -146,7 +146,7 @@ class Preprocess:
         height, width, _ = pixels.shape
         if height * width > self._max_pixels:
             raise BadImageError(
-                f"PIXELS has {height} x {width} = {height * width} pixels; "
+                f"PIXELS has {width} x {height} = {height * width} pixels; "
                 f"allowed are 1 to {self._max_pixels} (input.maxPixels)"
             )
 
@@ -154,9 +154,9 @@ class Preprocess:
         height, width, _ = value.pixels.shape
         if self._height not in (None, height) or self._width not in (None, width):
             raise BadImageError(
-                f"image of {value.transform.height} x {value.transform.width} pixels makes an input of "
-                f"{height} x {width}; the network's {self._network!r} is "
-                f"{self._height or 'any'} x {self._width or 'any'}"
+                f"image of {value.transform.width} x {value.transform.height} pixels makes an input of "
+                f"{width} x {height}; the network's {self._network!r} is "
+                f"{self._width or 'any'} x {self._height or 'any'} (width x height)"
             )
         pixels = value.pixels
         if self._is_reversed:  # as late as here: what else reads pixels takes them as RGB

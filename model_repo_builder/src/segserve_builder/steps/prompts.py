@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from segserve_builder.errors import BadImageError
+from segserve_builder.families.base import TensorSpec
 from segserve_builder.families.promptable import MAX_BOXES, MULTIMASK, DecoderIO
 from segserve_builder.values import Float32, Int32, ResizeTransform
 
@@ -238,11 +239,10 @@ class PromptDecoder:
                 )
             given, labels = _padded(given, labels, io.most_points)
         feeds[io.points.name] = given.reshape((1,) * (len(io.points.shape) - 2) + given.shape).astype(np.float32)
-        dtype = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}[io.labels.dtype]
-        feeds[io.labels.name] = labels.reshape((1,) * (len(io.labels.shape) - 1) + labels.shape).astype(dtype)
+        feeds[io.labels.name] = _as(io.labels, labels)
         self._add_mask(feeds, prompt.mask)
         if io.size is not None:
-            feeds[io.size] = np.array([transform.input_height, transform.input_width], np.float32)
+            feeds[io.size.name] = _as(io.size, np.array([transform.input_height, transform.input_width]))
         logits, scores = self._opened().run([io.logits.name, io.scores.name], feeds)
         logits, scores = logits.reshape(-1, *logits.shape[-2:]), scores.reshape(-1)
         kept = chosen(scores, shown, multimask=prompt.multimask)
@@ -285,6 +285,12 @@ def chosen(scores: Float32, points: int, *, multimask: bool) -> slice | list[int
     if len(scores) == MULTIMASK + 1 and points > _FEW_POINTS:
         return [0]
     return [int(np.argmax(scores[several])) + (several.start or 0)]
+
+
+def _as(tensor: TensorSpec, values: NDArray[Any]) -> NDArray[Any]:
+    """Return values (N,) of a tensor's type, with axes of 1 before."""
+    dtype = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}[tensor.dtype]
+    return values.reshape((1,) * (len(tensor.shape) - 1) + values.shape).astype(dtype)
 
 
 def _padded(points: Float32, labels: Int32, to: int) -> tuple[Float32, Int32]:

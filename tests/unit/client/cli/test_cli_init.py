@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -141,6 +142,48 @@ def test_what_is_written_loads_and_answers_as_the_committed_one(
         compare(case, model.answer(PHOTO.read_bytes(), RequestOptions(encoding="rle")))
     with Image.open(folder / "preview/coins.png") as preview:
         assert preview.size == (384, 303)
+
+
+def test_the_folder_names_the_model_and_a_checkpoint_is_to_be_exported(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    code, _, complaint = command("init", photos, EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "people")
+
+    assert code == 0, complaint
+    assert yaml.safe_load((tmp_path / "people/model.yaml").read_text())["metadata"]["name"] == "people"
+    (tmp_path / "best.pt").write_bytes(b"PK\x03\x04" + bytes(100))
+    refused = " ".join(command("init", photos, tmp_path / "best.pt", "-o", tmp_path / "other")[2].split())
+    assert "it is a checkpoint or an archive; export it first, as by `yolo export format=onnx`" in refused
+
+
+def test_images_of_12_bits_in_16_are_named_as_nearly_black(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    with Image.open(PHOTO) as photo:
+        Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 15).save(tmp_path / "scans/a.png")
+
+    code, printed, complaint = command(
+        "init", tmp_path / "scans", EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "out"
+    )
+
+    assert code == 0, complaint
+    assert "of 65535, which is nearly black; set `window: [0, " in " ".join(printed.split())
+    assert "CHECK: the values of a.png go up to" in " ".join((tmp_path / "out/model.yaml").read_text().split())
+
+
+def test_a_photograph_whose_name_is_not_utf_8_is_in_the_golden_set(
+    command: Command, photos: Path, tmp_path: Path
+) -> None:
+    for name in (b"f\xfc.png", b"f\xf6.png"):
+        shutil.copy(PHOTO, os.path.join(os.fsencode(photos), name))  # noqa: PTH118
+
+    code, _, complaint = command("init", photos, EXAMPLES / "coins/coins-yolo.onnx", "-o", tmp_path / "out")
+
+    assert code == 0, complaint
+    assert {case.image for case in load(tmp_path / "out/golden").cases} >= {"f-xfc.png", "f-xf6.png"}
+    (resource,) = load_resources((tmp_path / "out/model.yaml").read_text(), "model.yaml")
+    assert isinstance(resource, SegmentationModel)
+    assert resource.spec.golden is not None
+    assert resource.spec.golden.sha256 == folder_digest(tmp_path / "out/golden")
 
 
 @pytest.fixture

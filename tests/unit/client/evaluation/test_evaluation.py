@@ -653,6 +653,24 @@ def test_values_of_label_maps_are_named_by_a_file_of_classes_and_others_are_not_
     assert all(means(report, "iou")[name] >= means(expected, "iou")[name] for name in report.classes)
 
 
+def test_label_maps_that_count_from_1_are_read_so_and_are_named_where_they_are_not(
+    served: Served, folder: Path
+) -> None:
+    expected = evaluated("pixels", folder, classes=["coin", "button"])
+    save_maps(folder, [0, 2, 3])  # as ADE20K: 0 is no class
+
+    report = evaluated("pixels", folder, labels_from=1, classes=["coin", "button"])
+    save_maps(folder, [1, 2, 2])
+    unread = evaluated("pixels", folder)
+
+    assert all(means(report, "iou")[name] >= means(expected, "iou")[name] for name in report.classes)
+    assert unread.remark is not None
+    assert "count from 1 fit the answers better: try --labels-from 1" in unread.remark
+    save_maps(folder, [1, 2, 3])
+    with pytest.raises(DatasetError, match="if they count from 1: --labels-from 1"):
+        evaluated("pixels", folder)
+
+
 def empty(folder: Path) -> None:
     for path in (folder / "images").iterdir():
         path.unlink()

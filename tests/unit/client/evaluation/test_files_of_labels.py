@@ -580,3 +580,13 @@ def test_slices_in_latin_1_are_refused_with_line_byte_and_cure(served: Served, f
         evaluate("pixels", folder, by=path)
     with pytest.raises(DatasetError, match=r"has the keys 0\.png more than once"):
         evaluate("pixels", folder, by=write(folder / "slices.json", '{"0.png": "a", "0.png": "b"}'))
+
+
+@pytest.mark.parametrize("text", ["nc: 2\nval: images\n", "names: []\nval: images\n", "- a\n", "names: [a]\n"])
+def test_a_yolo_file_that_lacks_something_is_refused_in_words(folder: Path, text: str) -> None:
+    (folder / "data.yaml").write_text(text)
+
+    with pytest.raises(DatasetError, match="YOLO data set") as refused:
+        read_dataset(folder / "data.yaml")
+
+    assert "Error(" not in str(refused.value)

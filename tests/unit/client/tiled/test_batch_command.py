@@ -136,6 +136,18 @@ def test_an_image_of_16_bits_that_uses_little_of_them_is_noted_once(world: World
     assert (world.gateway.asked[-1].inputs["PIXELS"] == 4000 * 65535 // 5000 >> 8).all()
 
 
+def test_a_georeference_that_is_not_kept_is_named(world: World, scene: np.ndarray, tmp_path: Path) -> None:
+    keys = (34735, "H", 8, (1, 1, 0, 1, 3072, 0, 1, 32633), True)
+    tifffile.imwrite(tmp_path / "placed.tif", scene, extratags=[keys])
+    tifffile.imwrite(tmp_path / "plain.tif", scene)
+
+    result = run(world, "classes", tmp_path / "placed.tif", tmp_path / "plain.tif", "--output", tmp_path / "out")
+
+    said = [line for line in result.stderr.splitlines() if "georeference is not kept" in line]
+    assert (result.exit_code, len(said)) == (0, 1)
+    assert "placed.tif" in said[0]
+
+
 def test_nodata_of_a_geotiff_is_left_out_of_shares(world: World, scene: np.ndarray, tmp_path: Path) -> None:
     image = np.where(np.arange(100) < 25, 255, np.minimum(scene[:90, :100], 1)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, extratags=[(42113, "s", 0, "255", True)])
@@ -225,7 +237,7 @@ both.command()(predict)
 both.command()(batch)
 
 
-REFUSAL = "image of 360 x 420 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
+REFUSAL = "image of 420 x 360 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
 
 
 @pytest.fixture

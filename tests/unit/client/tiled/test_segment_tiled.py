@@ -319,7 +319,7 @@ def encoded(scene: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-REFUSED = "image of 360 x 420 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
+REFUSED = "image of 420 x 360 = 151200 pixels; allowed are 1 to 20000 (input.maxPixels)"
 TOO_MUCH = f"{ImageMemoryError('the network', None)}, allowed are 1 to 20000 (input.maxPixels)"
 
 

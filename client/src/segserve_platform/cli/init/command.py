@@ -54,7 +54,11 @@ def init(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name of the model. Default: the name of its file.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Name of the model. Default: that of the folder (-o), or of its file.",
+            show_default=False,
+        ),
     ] = None,
     family: Annotated[
         str | None,
@@ -109,7 +113,7 @@ def init(
         if not (images.is_dir() and network.is_file()):
             network, images = images, network
         image_files = images_in(images)
-    model = _name(name, network)
+    model = _name(name, network if output is None else output.resolve())
     folder = output if output is not None else Path(model)
     _refuse_to_overwrite(folder, force=force)
     if decoder is not None:

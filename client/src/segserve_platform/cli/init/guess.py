@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from segserve.results.values import ModelInfo
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.networks import family_of
 from segserve_builder.families import FAMILIES
@@ -49,6 +51,7 @@ from segserve_platform.cli.init.network import (
 from segserve_platform.cli.init.preparation import BYTES, PLACE, USUAL, colour_of, normalise_of, resize_of
 from segserve_platform.cli.init.running import NetworkRunner, border_class, known_runs, steadiness
 from segserve_platform.cli.init.writing import listed
+from segserve_platform.image_content import dark_notes
 
 ANY_SHA256: Final = "0" * 64
 BATCH: Final = 8
@@ -63,6 +66,11 @@ ALONE: Final = 0.6
 """Least score that counts where the other ranges find nothing: images may show none of the classes, and networks also
 find something in a wrong range."""
 INPUT: Final = ("spec", "input")
+DETECTORS: Final = (
+    "Detectors are served with their heads, as Ultralytics (nms=False), YOLOv7 (export.py without --end2end) and YOLOX "
+    "write them, or with boxes [N, 4], labels INT64 [N], scores [N] and masks [N, 1, 28, 28], as torchvision's without "
+    "pasting; maps with an axis of classes. "
+)
 NOT_INSTALLED: Final = "onnxruntime is not installed (pip install 'segserve[local]')"
 
 
@@ -110,7 +118,7 @@ def candidates(network: NetworkFile, image: ImageInput, names: ClassNames | None
         reasons.append(f"outputs must be FP32: {IN_FP32}")
     raise CommandError(
         f"no family fits the outputs of {network.path.name}: {outputs}. {words}"
-        f"{''.join(f'{why}. ' for why in dict.fromkeys(reasons))}"
+        f"{''.join(f'{why}. ' for why in dict.fromkeys(reasons))}{DETECTORS}"
         f"--family NAME says why that family does not fit, or overrides the file's own words; "
         f"families: {', '.join(FAMILIES)}"
     )
@@ -304,6 +312,7 @@ def guess(
         *_unread(spec, network),
         bound_remark,
         *_left_out(images, fitting, max_pixels),
+        *_dark(images),
         *classes.remarks,
         resize.remark,
         normalise.remark,
@@ -393,6 +402,13 @@ def _unread(spec: Mapping[str, Any], network: NetworkFile) -> list[Remark]:
 def _unread_by(io: NetworkIO, network: NetworkFile) -> list[TensorSpec]:
     read = {tensor.name for tensor in io.outputs}
     return [tensor for tensor in network.signature.outputs if tensor.name not in read]
+
+
+def _dark(images: Sequence[Path]) -> list[Remark]:
+    """Return a remark on the first image that is nearly black as its values are used."""
+    unknown = ModelInfo("", frozenset())
+    notes = (note for path in images[:LABELLED_IMAGES] for note in dark_notes(path, path.name, lambda: unknown))
+    return [Remark(("spec", "preprocess"), note, sure=False) for note in islice(notes, 1)]
 
 
 def _left_out(images: Sequence[Path], fitting: Sequence[Path], max_pixels: int) -> list[Remark]:

@@ -34,7 +34,9 @@ Place: TypeAlias = tuple[str | int, ...]
 StageOptions: TypeAlias = Mapping[str, Any]
 Progress: TypeAlias = Callable[[str], None]
 """Called with what is being tried: "normalisation 2 of 4"."""
-PASSING: Final = frozenset({"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice"})
+PASSING: Final = frozenset(
+    {"Cast", "Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Pad", "Slice", "Resize"}
+)
 """Operators that do not change the values of pixels."""
 COLOURS: Final[dict[int, Literal["RGB", "GREY"]]] = {3: "RGB", 1: "GREY"}
 BESIDE: Final = ("config.json", FILE_NAME)
@@ -185,11 +187,20 @@ class NetworkFile:
     """The image processor of transformers beside the file."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     probabilities: frozenset[str] = frozenset()
+    run_size: tuple[int, int] | None = None
+    """Height and width of the input in the run that has shown `shapes`."""
 
     @property
     def image(self) -> TensorSpec:
         """The input that is the image."""
         return image_tensor(self.signature)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The height and width of the input, or of the run that has shown `shapes`; None without either."""
+        shape = self.image.shape
+        height, width = shape[-3:-1] if shape[-1] in COLOURS else shape[-2:]
+        return self.run_size if height is None or width is None else (height, width)
 
     def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
         """Return the shape of an output, with dimensions that only running the network has shown."""

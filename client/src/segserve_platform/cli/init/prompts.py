@@ -9,33 +9,31 @@ from typing import Any, Final
 
 from segserve.rendering.display import one_line
 from segserve_builder.errors import BuilderError
-from segserve_builder.families.base import IMAGENET, NetworkIO, described
+from segserve_builder.families import FAMILIES
+from segserve_builder.families.base import NetworkIO, described
 from segserve_builder.families.promptable import PROMPTABLE, PROMPTABLE_SAM2
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_builder.steps.inference import network_io
-from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.pipeline import Pipeline
 from segserve_builder.steps.preprocess_rules import network_size
 from segserve_common.files import file_sha256
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.cli.errors import CommandError
-from segserve_platform.cli.init.network import Progress, Remark
+from segserve_platform.cli.init.network import Progress, Remark, image_input, one_file, read_network
+from segserve_platform.cli.init.preparation import normalise_of
 from segserve_platform.cli.init.writing import commented, golden_answers, manifest_of, write_golden, write_previews
 from segserve_platform.cli.schema import modeline
 
 FREE_SIDE: Final = 1024
 AS_PILLOW: Final = {"antialias": True, "rounding": "eachPass"}
-CHECKS: Final = (
-    Remark(
-        ("spec", "preprocess"), "segment-anything and SAM 2 normalise so; an export may do it in the file", sure=False
-    ),
-    Remark(("spec", "golden"), "the golden set holds the answers to a click in the middle: check preview/", sure=False),
+GOLDEN: Final = Remark(
+    ("spec", "golden"), "the golden set holds the answers to a click in the middle: check preview/", sure=False
 )
 
 
 def write_promptable(
-    encoder: Path,
-    decoder: Path,
+    encoder_file: Path,
+    decoder_file: Path,
     images: Sequence[Path],
     name: str,
     family: str | None,
@@ -46,15 +44,30 @@ def write_promptable(
 
     Raises `CommandError` for files that no promptable family fits, and if they do not answer; nothing is written then.
     """
-    if encoder.name == decoder.name:
-        raise CommandError(f"both files are named {encoder.name}, and are copied into one folder: rename one")
+    if encoder_file.name == decoder_file.name:
+        raise CommandError(f"both files are named {encoder_file.name}, and are copied into one folder: rename one")
+    with one_file(encoder_file) as encoder, one_file(decoder_file) as decoder:
+        return _write(encoder, decoder, images, name, family, resource, progress)
+
+
+def _write(
+    encoder: Path,
+    decoder: Path,
+    images: Sequence[Path],
+    name: str,
+    family: str | None,
+    resource: Path,
+    progress: Progress,
+) -> list[str]:
     try:
+        network = read_network(encoder)
         spec = _spec(encoder, decoder, family or PROMPTABLE.name)
-        io = network_io(_pipeline(name, spec), read_signature(encoder))
+        io = network_io(_pipeline(name, spec), network.signature)
         # SAM 2's embeddings are of three resolutions; SAM's has one, and perhaps that of positions.
         if family is None and len(io.outputs) > 2:
             spec["family"] = PROMPTABLE_SAM2.name
-        spec["preprocess"] = _preprocess(io, spec["family"])
+        normalise = normalise_of(FAMILIES[spec["family"]], network, image_input(network.image))
+        spec["preprocess"] = [_resize(io, spec["family"]), *(normalise.steps or ())]
         runner = InProcessModel(_pipeline(name, spec), encoder, decoder=decoder)
         answers = golden_answers(runner, images, progress)
     except OSError as error:
@@ -72,13 +85,14 @@ def write_promptable(
     manifest = manifest_of(name, spec)
     results = write_previews(answers, SegmentationModel.model_validate(manifest), folder / "preview")
     head = [f"Written by `segserve init` for {encoder.name} and {decoder.name}. Check the lines marked CHECK."]
-    resource.write_text(f"{modeline(folder)}\n{commented(manifest, CHECKS, head)}")
+    remarks = (normalise.remark, GOLDEN)
+    resource.write_text(f"{modeline(folder)}\n{commented(manifest, remarks, head)}")
     return [
         *(f"embedding  {described(tensor)}" for tensor in io.outputs),
         f"family     {spec['family']}",
         f"written    {resource}, with both files, golden/ and preview/",
         *(f"found      {one_line(result).partition(': ')[2].rstrip('>')}" for result in results),
-        *(f"check      {remark.text}" for remark in CHECKS),
+        *(f"check      {remark.text}" for remark in remarks if not remark.sure),
     ]
 
 
@@ -98,13 +112,12 @@ def _pipeline(name: str, spec: dict[str, Any]) -> Pipeline:
     return SegmentationModel.model_validate(manifest_of(name, spec)).spec.pipeline(name)
 
 
-def _preprocess(io: NetworkIO, family: str) -> list[dict[str, Any]]:
-    """Return what the library does to images before a network of this input."""
+def _resize(io: NetworkIO, family: str) -> dict[str, Any]:
+    """Return how the library resizes images to a network of this input."""
     height, width, _ = network_size(io.input, io.layout)
     side = height or FREE_SIDE
     if family == PROMPTABLE_SAM2.name:
         resize: dict[str, Any] = {"mode": "stretch", "height": side, "width": width or side}
     else:
         resize = {"mode": "shortSide", "size": side, "maxSize": side, "multipleOf": side, "padding": "zeros"}
-    normalise = [] if io.input.dtype == "UINT8" else [{"normalise": {**IMAGENET}}]
-    return [{"resize": {**resize, **AS_PILLOW}}, *normalise]
+    return {"resize": {**resize, **AS_PILLOW}}

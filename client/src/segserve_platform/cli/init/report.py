@@ -26,7 +26,7 @@ def report(
 ) -> RenderableType:
     """Return the report, as wide as the terminal; `results` are the golden answers, None without any."""
     size = guessed.network.path.stat().st_size / 2**20
-    title = Text.assemble((printable(guessed.network.path.name, 200), "bold"), f"  {size:.1f} MiB")
+    title = Text.assemble((printable(guessed.network.path.name, 200), "bold"), f"  {size:.3g} MiB")
     written = _pairs(_written(guessed, results, resource))
     parts: list[RenderableType] = [title, _pairs(_observed(guessed)), "", written]
     unsure = [remark.text for remark in remarks if not remark.sure]
@@ -50,7 +50,7 @@ def _observed(guessed: Guess) -> Iterator[tuple[str, str]]:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     yield "classes", f"{len(names)}: {', '.join(names[:MOST_NAMES])}{more}"
     for key in ("preprocess", "postprocess"):
-        yield key, " > ".join(_stages(guessed.spec[key]))
+        yield key, " > ".join(_stages(guessed.spec[key], len(names)))
     if guessed.bound is not None:
         yield "maxPixels", f"{guessed.bound.pixels}: {guessed.bound.reason}"
 
@@ -70,10 +70,11 @@ def _written(guessed: Guess, results: Sequence[Result] | None, resource: Path) -
         yield "found", f"{text} ({MAX_DETECTIONS} is the limit, output.maxDetections)" if at_limit else text
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _stages(stages: Sequence[Mapping[str, Any]], classes: int) -> Iterator[str]:
     for item in stages:
         for name, options in item.items():
-            listed = ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
+            shown = {} if name == "argmax" and classes > 2 else options  # its threshold is of two classes
+            listed = ", ".join(f"{key} {_plain(value)}" for key, value in shown.items())
             yield f"{name} ({listed})" if listed else name
 
 

@@ -124,9 +124,8 @@ class NetworkRunner:
             if (outputs := self.run(1, height, width)) is not None:
                 self.is_slow = time.process_time() - started > SLOW_S
                 shapes = {name: tuple(array.shape) for name, array in outputs.items()}
-                return replace(
-                    network, shapes=shapes, probabilities=self._probabilities(network, outputs, photo, height, width)
-                )
+                probabilities = self._probabilities(network, outputs, photo, height, width)
+                return replace(network, shapes=shapes, run_size=(height, width), probabilities=probabilities)
         return network
 
     def _probabilities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,8 +117,10 @@ def write_golden(answers: Iterable[tuple[Path, Answer]], folder: Path, *, prompt
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
     for image, answer in answers:
-        shutil.copyfile(image, folder / image.name)
-        case = record(answer, image.name, GOLDEN_TOLERANCE)
+        # A name that is not UTF-8, as of a ZIP from Windows, is written in ASCII: servers list names as UTF-8.
+        name = os.fsencode(image.name).decode(errors="backslashreplace").replace("\\x", "-x")
+        shutil.copyfile(image, folder / name)
+        case = record(answer, name, GOLDEN_TOLERANCE)
         if prompted:
             case["prompt"] = _middle(*answer["SIZE"].tolist()).model_dump(mode="json", exclude_none=True)
         cases.append(case)

@@ -488,6 +488,19 @@ async def test_a_large_or_missing_image_is_an_error(
     assert (large["status"], "is longer than 10 bytes" in large["error"]) == (413, True)
 
 
+async def test_urls_with_spaces_and_umlauts_are_fetched_and_several_images_are_named(
+    service: Service, label_studio: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    spelled = await service.predict("discs", BRUSH, urls=["/dä ta/a.png"])
+    several = await service.post(
+        "/discs/predict", tasks=[{"data": {"image": ["/a.png", "/b.png"]}}], label_config=config(BRUSH)
+    )
+
+    assert f"'{label_studio.url}/d%C3%A4%20ta/a.png' answers 404" in spelled["error"]
+    assert "has several images at 'image'; allowed is one" in several["error"]
+    assert caplog.text.count("answers 404") == 1
+
+
 async def test_a_bad_task_does_not_take_the_others_along(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     answer = await service.predict("discs", BRUSH, urls=["/data/upload/1/a.png", "/none.png"])
 
