@@ -28,6 +28,7 @@ from segserve.calls.prompts import read_prompts
 from segserve.exports.formats import FORMATS
 from segserve.platform import Cluster
 from segserve.results.images import picture
+from segserve.results.objects import InstanceResult
 from segserve_common.errors import BadRequestError, SegserveError
 from segserve_platform.image_content import image_content
 from segserve_platform.platforms.activity import PROMETHEUS_WINDOW_S, WINDOW_S
@@ -402,7 +403,7 @@ class _Page:
         former = request.query_params.get("before", "")
         before = self._answers.get(former) if former else None
         result, took_ms = await asyncio.to_thread(ask)
-        if before is not None:  # the objects that were selected in this image before
+        if isinstance(before, InstanceResult):  # the objects that were selected in this image before
             result = replace(result, instances=(*before.instances, *result.instances))
         return _json(await asyncio.to_thread(self._described, result, took_ms) | {"image": name})
 
