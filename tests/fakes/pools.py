@@ -111,7 +111,7 @@ spec:
     accessLog: {samplingRatio: 0.01}
     tracing: {endpoint: "http://collector.observability:4318", samplingRatio: 0.5}
     maxRequestBytes: 1048576
-    plainHttp: true
+    plainHttp: false
     requestTimeoutSeconds: 10
     replicas: 3
     workers: 4

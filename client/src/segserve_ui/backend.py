@@ -129,13 +129,12 @@ class Backend:
         ca_file = platform.ca_file() if isinstance(platform, LocalPlatform) else None
         key = self._key(model)
         spec = next((pool["spec"] or {} for pool in pools if pool["metadata"]["name"] == key), {})
-        plain = (spec.get("gateway") or {}).get("plainHttp")
         return Caller(
             self.place.ref,
             self._gateway(model).url,
             ca_file or None,
             has_key=bool(os.environ.get("SEGSERVE_API_KEY")),
-            plain_http=isinstance(platform, LocalPlatform) if plain is None else bool(plain),
+            plain_http=(spec.get("gateway") or {}).get("plainHttp") is not False,
         )
 
     def close(self) -> None:

@@ -48,11 +48,7 @@ def annotate(
         for name, client in clients.items():
             client.model_info(name)  # raises for one that is not there
         if any(repr(GatewayEndpoint.parse(label_studio).url) in repr(client) for client in clients.values()):
-            typer.echo(
-                f"note: --label-studio {label_studio} is the gateway's own address: name Label Studio's, or move the "
-                "gateway (segserve up --port)",
-                err=True,
-            )
+            typer.echo(f"note: --label-studio {label_studio} is the gateway's own address: name another", err=True)
         app = create_app(clients, images, (HOST, "localhost", host) if is_loopback(host) else ("*",))
         stack.enter_context(running(app, listener))
         for name in models:

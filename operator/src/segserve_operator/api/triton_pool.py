@@ -229,11 +229,10 @@ class Gateway(ApiValue):
     max_request_bytes: int = Field(
         default=64 * 1024**2, ge=65_536, le=2**31 - 1, description="Largest request in bytes; larger ones get 413."
     )
-    plain_http: bool | None = Field(
-        default=None,
+    plain_http: bool = Field(
+        default=True,
         description="Whether callers may also send an image as the body of POST /v1/models/NAME:segment, for an "
-        "answer in JSON. A change restarts the gateways one by one. Default: true on your machine, false on a "
-        "cluster.",
+        "answer in JSON. A change restarts the gateways one by one.",
     )
     request_timeout_seconds: int = Field(
         default=60, ge=1, le=3600, description="Longest duration of a request in seconds; longer ones get 504."

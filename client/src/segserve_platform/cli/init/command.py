@@ -120,10 +120,11 @@ def init(
         if classes is not None or copy is not None:
             raise CommandError("--classes and --copy are not for a network with --decoder, whose files are copied")
         with needs("builder"), spinner("starting") as progress:
+            from segserve_platform.cli.init.network import one_file
             from segserve_platform.cli.init.prompts import write_promptable
 
-            with _bounded_memory():
-                lines = write_promptable(network, decoder, image_files, model, family, folder / RESOURCE, progress)
+            with _bounded_memory(), one_file(network) as encoder, one_file(decoder) as other:
+                lines = write_promptable(encoder, other, image_files, model, family, folder / RESOURCE, progress)
         typer.echo("\n".join([*lines, "", f"next: segserve up -f {folder / RESOURCE}"]))
         return
     with needs("builder"), spinner("starting") as progress:

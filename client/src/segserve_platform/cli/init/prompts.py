@@ -19,7 +19,7 @@ from segserve_builder.steps.preprocess_rules import network_size
 from segserve_common.files import file_sha256
 from segserve_operator.api.segmentation_model import SegmentationModel
 from segserve_platform.cli.errors import CommandError
-from segserve_platform.cli.init.network import Progress, Remark, image_input, one_file, read_network
+from segserve_platform.cli.init.network import Progress, Remark, image_input, read_network
 from segserve_platform.cli.init.preparation import normalise_of
 from segserve_platform.cli.init.writing import commented, golden_answers, manifest_of, write_golden, write_previews
 from segserve_platform.cli.schema import modeline
@@ -32,8 +32,8 @@ GOLDEN: Final = Remark(
 
 
 def write_promptable(
-    encoder_file: Path,
-    decoder_file: Path,
+    encoder: Path,
+    decoder: Path,
     images: Sequence[Path],
     name: str,
     family: str | None,
@@ -44,21 +44,8 @@ def write_promptable(
 
     Raises `CommandError` for files that no promptable family fits, and if they do not answer; nothing is written then.
     """
-    if encoder_file.name == decoder_file.name:
-        raise CommandError(f"both files are named {encoder_file.name}, and are copied into one folder: rename one")
-    with one_file(encoder_file) as encoder, one_file(decoder_file) as decoder:
-        return _write(encoder, decoder, images, name, family, resource, progress)
-
-
-def _write(
-    encoder: Path,
-    decoder: Path,
-    images: Sequence[Path],
-    name: str,
-    family: str | None,
-    resource: Path,
-    progress: Progress,
-) -> list[str]:
+    if encoder.name == decoder.name:
+        raise CommandError(f"both files are named {encoder.name}, and are copied into one folder: rename one")
     try:
         network = read_network(encoder)
         spec = _spec(encoder, decoder, family or PROMPTABLE.name)

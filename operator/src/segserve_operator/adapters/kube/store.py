@@ -100,7 +100,7 @@ class ClusterStore:
                 gateway.session_affinity is not None,
                 gateway.shadow,
                 gateway.capture is True,
-                gateway.plain_http is True,
+                gateway.plain_http,
             ),
         )
 

@@ -62,7 +62,7 @@ class LocalGateway:
             host=LOOPBACK,
             port=spec.port,
             max_request_bytes=spec.max_request_bytes,
-            plain_http=spec.plain_http is not False,
+            plain_http=spec.plain_http,
             internal_socket=str(self._internal),
             tls=_tls(state, spec),
             auth=AuthSettings(spec.auth, secrets, state.gateway / "auth") if spec.auth is not None else None,

@@ -64,7 +64,7 @@ class LocalStore(ResourceFiles):
         except SpecError:
             return self._pool or PoolObserved(self._pool_name())
         observed = PoolGateway(
-            credentials_of(gateway), gateway.session_affinity is not None, plain_http=gateway.plain_http is not False
+            credentials_of(gateway), gateway.session_affinity is not None, plain_http=gateway.plain_http
         )
         self._pool = PoolObserved(self._pool_name(), gateway=observed)
         return self._pool

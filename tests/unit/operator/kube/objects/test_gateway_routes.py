@@ -33,7 +33,7 @@ def test_http_and_grpc_are_routed_to_the_pools_service_by_host_name() -> None:
     assert (http["kind"], http["spec"]["hostnames"]) == ("HTTPRoute", ["masks.example.com"])
     assert http["spec"]["rules"] == [
         {
-            "matches": [{"path": {"type": "PathPrefix", "value": "/v2"}}],
+            "matches": [{"path": {"type": "PathPrefix", "value": value}} for value in ("/v2", "/v1/models")],
             "backendRefs": [backend],
             "timeouts": {"request": "65s"},
         }
@@ -49,11 +49,11 @@ def test_http_and_grpc_are_routed_to_the_pools_service_by_host_name() -> None:
     assert http["spec"]["parentRefs"] == grpc["spec"]["parentRefs"] == [parent]
 
 
-def test_plain_http_has_paths_of_its_own_that_are_routed_too() -> None:
-    http, _ = route_objects(pool_context(MINIMAL, gateway={**TOLD, "plainHttp": True}))
+def test_paths_of_plain_http_are_not_routed_where_it_is_off() -> None:
+    http, _ = route_objects(pool_context(MINIMAL, gateway={**TOLD, "plainHttp": False}))
 
     (rule,) = http["spec"]["rules"]
-    assert [match["path"]["value"] for match in rule["matches"]] == ["/v2", "/v1/models"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/v2"]
 
 
 def test_the_port_of_a_pool_that_is_routed_to_says_that_it_takes_http2() -> None:
