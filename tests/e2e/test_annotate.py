@@ -9,11 +9,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,6 +100,29 @@ def predict(service: str, model: str, image: str, *clicks: dict[str, Any]) -> ht
     context = {"result": clicks} if clicks else None
     body = {"tasks": [{"id": 1, "data": {"image": image}}], "label_config": CONFIG, "params": {"context": context}}
     return httpx.post(f"{service}/{model}/predict", json=body, timeout=HANG_S)
+
+
+def test_the_service_ends_while_a_host_of_images_sends_without_end(served: Running) -> None:
+    asked = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            asked.set()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.2)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as host, ThreadPoolExecutor(2) as pool:
+        pool.submit(host.serve_forever)
+        with annotating(served, f"http://127.0.0.1:{host.server_port}") as url:
+            left = pool.submit(predict, url, "coins", "/a.png")
+            assert asked.wait(HANG_S)
+        # `annotating` returns once the process has ended.
+        assert isinstance(left.exception(HANG_S), httpx.TransportError)
+        host.shutdown()
 
 
 def brush(found: dict[str, Any]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +140,38 @@ def test_down_ends_what_a_killed_supervisor_left_and_keeps_the_models(bed: Bed, 
     assert bed.coins() == served
     assert bed.segserve("down", "--forget").returncode == 0
     assert bed.left_behind() == []
+
+
+def test_commands_that_start_a_platform_at_once_share_its_supervisor(bed: Bed, edited: Edit) -> None:
+    bed.up("-f", str(edited()))
+    served = bed.coins()
+    Watched(bed.running).supervisor().kill()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: bed.up(), range(3)))
+
+    words = [each.cmdline() for each in bed.running.processes()]
+    assert len([each for each in words if "segserve_operator.local_platform" in each]) == 1
+    assert bed.coins() == served
+
+
+def test_a_damaged_status_takes_no_model_away(bed: Bed, edited: Edit) -> None:
+    bed.up("-f", str(edited()))
+    served = bed.coins()
+    status = bed.state / "objects/SegmentationModel/coins/status.yaml"
+
+    for damage in (b"", b"\xff\xfe", b"[1]"):
+        assert bed.segserve("down").returncode == 0
+        status.write_bytes(damage)
+        bed.up()
+        assert bed.coins() == served
+        status.write_bytes(damage)
+        until(lambda damage=damage: status.read_bytes() != damage, "the status is written again")
+        assert bed.coins() == served
+
+    events = bed.segserve("describe", "coins").stdout
+    assert "StatusUnreadable" in events
+    assert f"{served[0]} serves" in " ".join(events.split())
 
 
 def test_up_says_who_has_the_port_and_starts_nothing(bed: Bed) -> None:

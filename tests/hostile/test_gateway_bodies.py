@@ -9,14 +9,17 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
 import pytest
+from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from fakes.gateway_clients import LIMIT
+from fakes.grown_messages import MODEL_INFER, framed, message_field
 from fakes.guarded_gateway import Guarded, guarded_gateway
 from fakes.hostile_caller import INFER, head, reply
 from fakes.waiting import HANG_S
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.platform
 
 TOO_LARGE = f"the request is too large; at most {LIMIT} bytes are allowed"
 GRPC = "application/grpc"
+NAME = message_field(1, b"coins")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,78 @@ def test_a_compressed_grpc_message_is_not_inflated_by_a_server(gateway: Guarded,
         channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(bytes(LIMIT // 2), timeout=HANG_S)
 
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def infer(gateway: Guarded, message: bytes, **options: Any) -> tuple[grpc.StatusCode, str]:
+    """Send a message, and return what becomes of it."""
+    with grpc.insecure_channel(gateway.running.authority) as channel:
+        try:
+            channel.unary_unary(MODEL_INFER)(message, timeout=HANG_S, **options)
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip"])
+@pytest.mark.parametrize("message", [NAME, gzip.compress(NAME + bytes(LIMIT))])
+def test_a_compressed_body_of_grpc_reaches_no_server(gateway: Guarded, encoding: str, message: bytes) -> None:
+    arrived(gateway)
+
+    code, text = infer(gateway, message, metadata=[("content-encoding", encoding)])
+
+    assert (code, "send them uncompressed" in text) == (grpc.StatusCode.UNIMPLEMENTED, True)
+    assert arrived(gateway) == []
+
+
+def filled(message: Message) -> None:
+    """Set each field of a message, and of those in it; of alternatives the last one."""
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            filled(value["key"])
+        elif field.message_type is not None:
+            filled(value.add() if field.is_repeated else value)
+        else:
+            sample = b"x" if field.type == field.TYPE_BYTES else "x" if field.type == field.TYPE_STRING else 1
+            value.append(sample) if field.is_repeated else setattr(message, field.name, sample)
+
+
+def test_a_message_with_each_field_of_the_schema_arrives(gateway: Guarded) -> None:
+    message = pb.ModelInferRequest()
+    filled(message)
+    message.model_name = "coins"
+
+    assert infer(gateway, message.SerializeToString()) == (grpc.StatusCode.OK, "")
+
+
+MANY = {
+    "strings": message_field(5, message_field(5, message_field(8, b"") * 2000)),
+    "packed numbers": message_field(5, message_field(5, message_field(3, b"\1" * 20_000))),
+    "a field that there is not": message_field(15, b""),
+    "a group": b"\x7b\x7c",
+    "a field of an input that there is not": message_field(5, message_field(6, b"")),
+    "a long name": message_field(3, b"a" * 20_000),
+    "a second message": framed(b""),
+    "outputs far apart": (message_field(6, b"") + message_field(7, bytes(20_000))) * 70,
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_what_takes_a_server_many_times_its_bytes_does_not_arrive(gateway: Guarded, name: str) -> None:
+    arrived(gateway)
+
+    code, text = infer(gateway, NAME + MANY[name])
+
+    assert code is grpc.StatusCode.INVALID_ARGUMENT, text
+    assert arrived(gateway) == []
+
+
+@pytest.mark.parametrize("method", ["ServerLive", "ModelReady", "ModelStatistics"])
+def test_a_question_has_no_more_than_a_name_needs(gateway: Guarded, method: str) -> None:
+    path = f"/inference.GRPCInferenceService/{method}"
+    channel = grpc.insecure_channel(gateway.running.authority)
+    with channel, pytest.raises(grpc.RpcError, match="the message has more than 4096 bytes"):
+        channel.unary_unary(path)(message_field(15, bytes(5000)), timeout=HANG_S)
 
 
 def test_a_message_of_a_method_without_a_model_is_no_way_around_the_limit(gateway: Guarded) -> None:

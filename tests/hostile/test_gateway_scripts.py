@@ -86,6 +86,11 @@ def varint(value: int) -> bytes:
     return bytes((value >> 7 * at & 127) | (0 if at == 3 else 128) for at in range(4))
 
 
+def framed(message: bytes) -> bytes:
+    """Return a message as gRPC sends it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
 def described(size: int, *, name: str = "MASKS") -> dict[str, str]:
     content = answer(size, name=name)
     length = len(content) - size - 4 - 16
@@ -137,13 +142,13 @@ INPUTS = {
     ),
     "spaces of JSON": Input("inference_requests.lua", QUARTER, lambda _: JSON, lambda n: b'"a"' + b" " * n),
     "fields of a message": Input(
-        "grpc_messages.lua", 2**12, lambda _: MESSAGE, lambda n: bytes(5) + b"\x2a\x05\x1a\x03\1\1\1" * (n // 7)
+        "grpc_messages.lua", 2**12, lambda _: MESSAGE, lambda n: framed(b"\x2a\x05\x1a\x03\1\1\1" * (n // 7))
     ),
     "sizes of a shape": Input(
         "grpc_messages.lua",
         2**18,
         lambda _: MESSAGE,
-        lambda n: bytes(5) + b"\x2a" + varint(n + 5) + b"\x1a" + varint(n) + b"\1" * n,
+        lambda n: framed(b"\x2a" + varint(n + 5) + b"\x1a" + varint(n) + b"\1" * n),
     ),
     "image": Input("plain_http.lua", 2**22, body=bytes, noted=ASKED),
     "form of returns": Input("plain_http.lua", 2**22, **form(lambda n: b"\r" * n)),

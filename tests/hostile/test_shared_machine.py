@@ -23,6 +23,7 @@ from fakes.waiting import HANG_S, until
 from fakes.watching import Watched
 from segserve import Client, SegserveError
 from segserve_builder.render.tritonserver import shm_regions
+from segserve_operator.adapters.local.files import cache_folder
 from segserve_operator.adapters.local.fleet import GroupFolder
 from segserve_operator.adapters.local.leftovers import shm_prefix
 
@@ -107,11 +108,20 @@ def other_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtherUser]:
             found.process.wait()
 
 
-def test_another_user_reads_nothing_of_a_caller_and_no_secret(other_user: OtherUser) -> None:
+def test_another_user_reads_nothing_of_a_caller_and_no_secret(
+    other_user: OtherUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = other_user.temporary / "home"
     home.mkdir()
     (home / "browser").write_text(BROWSER)
     (home / "browser").chmod(0o755)
+    # A cache of its own, since the golden images are fetched into it; what is costly to make again is the user's.
+    cache = other_user.temporary / "cache"
+    cache.mkdir(mode=0o755)
+    for each in cache_folder().iterdir():
+        if each.name not in ("folders", "partial", "sha256"):
+            (cache / each.name).symlink_to(each)
+    monkeypatch.setenv("SEGSERVE_CACHE", str(cache))
     secrets: set[bytes] = set()
     modes: dict[str, int] = {}
     with platform(write(home / "model.yaml", variant())) as running:
@@ -144,6 +154,7 @@ def test_another_user_reads_nothing_of_a_caller_and_no_secret(other_user: OtherU
         ]
 
     assert len(secrets) == 3, "the secret of two servers and the token of the page"
+    assert [path.name for path in cache.glob("folders/*/*")]
     assert len(modes) >= 3
     assert set(modes.values()) == {0o600}
     assert [answer.status_code for answer in answers] == [200, 401, 401, 200]

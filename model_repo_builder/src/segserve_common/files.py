@@ -76,6 +76,18 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666) -> None
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def private_folder(folder: Path) -> Path:
+    """Create a folder into which only this user can look, or narrow the rights of one of this user's; return it.
+
+    One that all users share, such as /tmp, stays as it is.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX and found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
 def write_private(path: Path, content: str | bytes) -> None:
     """Replace a file as `replace_file` does, readable by this user only; missing folders are created.
 

@@ -142,3 +142,23 @@ def test_programs_beside_the_product_import_what_it_has() -> None:
                 missing += [f"{path.name}: {node.module}.{name}" for name in names if not hasattr(module, name)]
 
     assert missing == []
+
+
+def test_what_the_demo_installs_has_digests_and_the_versions_of_the_constraints() -> None:
+    text = (ROOT / "images/local.lock").read_text()
+    locked = {normalised(name): version for name, version in re.findall(r"^(\S+)==(\S+) \\$", text, re.M)}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {normalised(name): version for name, _, version in (line.partition("==") for line in lines)}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {normalised(re.split(r"[\[<>=~!; ]", each)[0]) for each in extras["local"]} - {"segserve"}
+
+    assert needed <= locked.keys()
+    assert {name: version for name, version in locked.items() if pinned.get(name, version) != version} == {}
+    assert text.count("==") == len(locked)
+
+
+def test_actions_of_workflows_are_pinned_by_commit() -> None:
+    used = re.findall(r"uses: (\S+)", "".join(path.read_text() for path in (ROOT / ".github").rglob("*.yml")))
+
+    assert len(used) > 20
+    assert [each for each in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", each)] == []

@@ -42,15 +42,19 @@ def annotate(
     from segserve_ui.server import HOST, listening, running
 
     images = TaskImages(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), allow or ())
-    with ends_on_signals(), ExitStack() as stack:
-        listener = stack.enter_context(listening("the service", host, port))
-        clients = {name: stack.enter_context(model_client(platform_options, name, url)) for name in models}
-        for name, client in clients.items():
-            client.model_info(name)  # raises for one that is not there
-        if any(repr(GatewayEndpoint.parse(label_studio).url) in repr(client) for client in clients.values()):
-            typer.echo(f"note: --label-studio {label_studio} is the gateway's own address: name another", err=True)
-        app = create_app(clients, images, (HOST, "localhost", host) if is_loopback(host) else ("*",))
-        stack.enter_context(running(app, listener))
-        for name in models:
-            typer.echo(f"{name}: http://{host}:{port}/{name}")
-        threading.Event().wait()
+    try:
+        with ends_on_signals(), ExitStack() as stack:
+            listener = stack.enter_context(listening("the service", host, port))
+            clients = {name: stack.enter_context(model_client(platform_options, name, url)) for name in models}
+            for name, client in clients.items():
+                client.model_info(name)  # raises for one that is not there
+            if any(repr(GatewayEndpoint.parse(label_studio).url) in repr(client) for client in clients.values()):
+                typer.echo(f"note: --label-studio {label_studio} is the gateway's own address: name another", err=True)
+            app = create_app(clients, images, (HOST, "localhost", host) if is_loopback(host) else ("*",))
+            stack.enter_context(running(app, listener))
+            for name in models:
+                typer.echo(f"{name}: http://{host}:{port}/{name}")
+            threading.Event().wait()
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # A thread that waits for a slow host would keep the process.
+        os._exit(ended.code if isinstance(ended, SystemExit) and isinstance(ended.code, int) else 130)

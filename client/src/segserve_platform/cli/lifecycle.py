@@ -200,7 +200,7 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
     kernels that no model needs yet, in the background.
     """
     from segserve_operator.adapters.local.files import read_platform
-    from segserve_operator.adapters.local.processes import marked_environment
+    from segserve_operator.adapters.local.processes import ALREADY_RUNS, marked_environment
 
     if read_platform(state) is not None:
         return
@@ -219,7 +219,7 @@ def launch(state: StateFolder, speed: float = 1.0, *, compile_all: bool = True) 
         )
     deadline_s = time.monotonic() + START_S
     while (record := read_platform(state)) is None or not record.observed:
-        if child.poll() is not None:
+        if child.poll() not in (None, ALREADY_RUNS):  # of another command that runs at the same time
             raise CommandError(f"the platform did not start: {_last_line(state.log)} (full log: {state.log})")
         if time.monotonic() > deadline_s:
             raise CommandError(

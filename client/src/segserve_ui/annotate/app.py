@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -34,6 +34,8 @@ from segserve_ui.prompts import PromptedImages
 
 MAX_BODY_BYTES: Final = 2 * MAX_BYTES
 """Of a request, which for CVAT has an image in base64."""
+MAX_VALUES: Final = 200_000
+"""Of a request's JSON: each takes many times its bytes."""
 IN_FLIGHT: Final = 4
 """Tasks of a request that are answered at a time."""
 MAX_LINE: Final = 2000
@@ -57,7 +59,8 @@ def create_app(clients: Mapping[str, Client], images: TaskImages, hosts: Sequenc
         _route("POST", "/api/function_invocations", annotator.invoke, cvat.Invocation),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={SegserveError: _failed})
+    handlers = dict.fromkeys((SegserveError, ClientDisconnect), _failed)
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
 class _Annotator:
@@ -128,7 +131,7 @@ def _is_up(model: str = "") -> Json:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    _log.warning("%s", printable(f"{request.url.path}: {error}", MAX_LINE))
+    _log.warning("%s", printable(f"{request.url.path}: {str(error) or 'the client has left'}", MAX_LINE))
     status = next(status for kind, status in STATUSES if isinstance(error, kind))
     return JSONResponse({"error": str(error), "kind": type(error).__name__}, status)
 
@@ -145,10 +148,12 @@ def _route(method: str, path: str, answer: Callable[..., Any], kind: type[Body] 
             content += part
             if len(content) > MAX_BODY_BYTES:
                 raise RequestTooLargeError(f"the request has more than {MAX_BODY_BYTES} bytes")
+        if (values := content.count(b",") + 1) > MAX_VALUES:
+            raise RequestTooLargeError(f"the request's JSON has about {values} values; allowed are {MAX_VALUES}")
         try:
             body = kind.model_validate_json(bytes(content))
         except ValidationError as error:
-            raise BadRequestError(f"malformed: {error}") from error
+            raise BadRequestError(f"malformed: {str(error)[:MAX_LINE]}") from error
         model = request.path_params.get("model", request.headers.get("x-nuclio-function-name", ""))
         return JSONResponse(await asyncio.to_thread(answer, model, body))
 

@@ -15,6 +15,7 @@ from segserve.results.annotation import AnnotatedResult, foreground
 from segserve.results.masks import EncodedMask
 from segserve.results.values import ModelInfo
 from segserve_common.drawing.overlays import is_background
+from segserve_ui.annotate.label_studio import MAX_CLICKS
 
 Point: TypeAlias = tuple[float, float]
 
@@ -24,8 +25,8 @@ class Invocation(BaseModel):
 
     image: Base64Bytes
     threshold: float | None = Field(None, ge=0, le=1)
-    pos_points: list[Point] = []
-    neg_points: list[Point] = []
+    pos_points: list[Point] = Field([], max_length=MAX_CLICKS)
+    neg_points: list[Point] = Field([], max_length=MAX_CLICKS)
     obj_bbox: tuple[()] | tuple[Point, Point] | None = None
 
     def prompts(self) -> list[Click | Box]:

@@ -18,6 +18,8 @@ from segserve.results.annotation import AnnotatedResult, Annotation, foreground
 from segserve_common.errors import BadRequestError
 
 BRUSH, POLYGON, RECTANGLE, KEYPOINT = TAGS
+MAX_TASKS: Final = 1000
+MAX_CLICKS: Final = 256
 OF_MASKS: Final = (BRUSH, POLYGON, RECTANGLE)
 """The kinds of regions for a mask, the preferred first."""
 _TAGS: Final = ", ".join(TAGS[kind][0] for kind in OF_MASKS)
@@ -34,7 +36,7 @@ class Region(BaseModel):
     width: float = Field(0, validation_alias=AliasPath("value", "width"))
     height: float = Field(0, validation_alias=AliasPath("value", "height"))
     rotation: float = Field(0, validation_alias=AliasPath("value", "rotation"))
-    labels: list[str] = Field(min_length=1, validation_alias=_LABELS)
+    labels: list[str] = Field(min_length=1, max_length=MAX_CLICKS, validation_alias=_LABELS)
     original_width: int
     original_height: int
     is_positive: bool = True
@@ -69,8 +71,8 @@ class TasksRequest(BaseModel):
     """The body of `/setup`, which has no tasks, and of `/predict`; `clicks` are all of one object, or none."""
 
     label_config: str = Field(validation_alias=AliasChoices("label_config", "schema"))
-    tasks: list[Task] = []
-    clicks: list[Region] = Field([], validation_alias=AliasPath("params", "context", "result"))
+    tasks: list[Task] = Field([], max_length=MAX_TASKS)
+    clicks: list[Region] = Field([], max_length=MAX_CLICKS, validation_alias=AliasPath("params", "context", "result"))
 
 
 class LabelsError(BadRequestError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -314,6 +314,7 @@ class Embedding:
 class EmbeddingCache:
     """The embeddings of the images that were used last, within a number of bytes, for one revision.
 
+    All callers have the same share: what is evicted is of the caller who has the most.
     An image that several requests send at the same time is embedded once.
     """
 
@@ -394,5 +395,10 @@ class EmbeddingCache:
             self._kept[name] = caller, made
             self._bytes += made.size_bytes
             while self._bytes > self._most_bytes:
-                _, (_, forgotten) = self._kept.popitem(last=False)
-                self._bytes -= forgotten.size_bytes
+                held = Counter[str]()
+                for owner, each in self._kept.values():
+                    held[owner] += each.size_bytes
+                # Of the caller who has the most, so that none evicts all of another's.
+                most = held.most_common(1)[0][0]
+                oldest = next(each for each, (owner, _) in self._kept.items() if owner == most)
+                self._bytes -= self._kept.pop(oldest)[1].size_bytes

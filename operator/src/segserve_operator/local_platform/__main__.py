@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from segserve_operator.adapters.local.files import StateFolder, cache_folder
+from segserve_operator.adapters.local.processes import ALREADY_RUNS
 from segserve_operator.adapters.local.store import LocalStore
-from segserve_operator.local_platform.supervisor import supervise
+from segserve_operator.local_platform.supervisor import RunningError, supervise
 
 
 def main() -> None:
@@ -30,6 +31,8 @@ def main() -> None:
     try:
         pool = LocalStore(state).pool()
         supervise(state, cache_folder(), pool, report, options.speed, compile_all=options.compile_all)
+    except RunningError:
+        sys.exit(ALREADY_RUNS)  # two commands have started one at once
     except Exception as error:
         logging.getLogger("segserve").exception("the supervisor ends")
         sys.exit(f"{type(error).__name__}: {error}")

@@ -260,15 +260,19 @@ def _inside(folder: str | Path) -> list[str]:
         return []
 
 
+class RunningError(PlatformError):
+    """Another process is the supervisor."""
+
+
 @contextlib.contextmanager
 def only_supervisor(state: StateFolder) -> Iterator[None]:
-    """Hold the lock of the platform's only supervisor, or raise `PlatformError` if another process holds it."""
+    """Hold the lock of the platform's only supervisor, or raise `RunningError` if another process holds it."""
     state.create()
     with state.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PlatformError(f"a platform is already running in {state.root}; `segserve down` stops it") from None
+            raise RunningError(f"a platform is already running in {state.root}; `segserve down` stops it") from None
         yield
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
 
 from segserve_common.files import write_private
-from segserve_operator.adapters.local.files import bound_log
+from segserve_operator.adapters.local.certificates import ensure_certificate
+from segserve_operator.adapters.local.files import StateFolder, bound_log, cache_folder
 
 
 def test_a_replaced_file_leaves_no_temporary_file(tmp_path: Path) -> None:
@@ -49,3 +51,21 @@ def test_a_short_log_stays_and_a_missing_one_is_ignored(tmp_path: Path) -> None:
     bound_log(tmp_path / "none.log", limit_bytes=1000, kept_bytes=2)
 
     assert path.read_text() == "short\n"
+
+
+@pytest.mark.parametrize("place", ["cache", "state", "certificate"])
+@pytest.mark.parametrize("mode", [None, 0o755])
+def test_a_folder_of_images_or_secrets_is_its_users_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, mode: int | None
+) -> None:
+    folder = tmp_path / "deep/folder"
+    monkeypatch.setenv("SEGSERVE_CACHE", str(folder))
+    if mode is not None:
+        folder.mkdir(mode=mode, parents=True)
+        folder.chmod(mode)
+
+    {"cache": cache_folder, "state": StateFolder(folder).create, "certificate": lambda: ensure_certificate(folder)}[
+        place
+    ]()
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700

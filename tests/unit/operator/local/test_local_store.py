@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from segserve_builder.agent.protocol import Assignment
 from segserve_common.files import UnreadableFileError, write_private
 from segserve_operator.adapters.local.files import StateFolder
 from segserve_operator.adapters.local.resource_files import ResourceNotFoundError
@@ -170,6 +173,48 @@ async def test_a_damaged_status_is_kept_under_another_name(store: LocalStore) ->
 
     (kept,) = path.parent.glob("status.yaml.*.damaged")
     assert kept.read_bytes() == b"\xff\xfe damaged"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"roles: {stable: {revi", b"[1]", b"{}", b"x: 1", b"roles: 7", None]
+)
+async def test_a_model_whose_status_is_lost_has_the_revision_that_its_servers_hold(
+    store: LocalStore, content: bytes | None
+) -> None:
+    apply(store)
+    await store.save_status("coins", replace(SERVED, roles=replace(SERVED.roles, previous=SERVED.roles.stable)))
+    path = store.state.objects / "SegmentationModel/coins/status.yaml"
+    path.unlink() if content is None else path.write_bytes(content)
+    (wanted,) = await LocalStore(store.state).models()
+    assigned = wanted.wanted.assigned
+    for group, revision in (("canary", "coins-2"), ("main", "coins-1")):
+        held = Assignment(models=(assigned.model_copy(update={"revision": revision}),))
+        write_private(store.state.groups / group / "assignment.json", json.dumps(held.to_json()))
+
+    again = LocalStore(store.state)
+    (model,) = await again.models()
+    await again.save_status("coins", model.status)
+    (kept,) = await LocalStore(store.state).models()
+
+    assert (model.problem, model.roles.candidate, model.roles.previous) == (None, None, None)
+    assert (model.roles.stable.revision, model.roles.stable.group) == ("coins-1", "main")
+    assert (kept.problem, kept.roles.stable.revision) == (None, "coins-1")
+
+
+async def test_a_lost_status_of_a_model_that_no_server_holds_is_begun_anew(store: LocalStore) -> None:
+    apply(store)
+    await store.save_status("coins", SERVED)
+    path = store.state.objects / "SegmentationModel/coins/status.yaml"
+    path.write_bytes(b"")
+
+    (model,) = await LocalStore(store.state).models()
+    await LocalStore(store.state).save_status("coins", SERVED)
+
+    assert (model.problem, model.roles) == (None, Roles())
+    assert model.wanted is not None
+    (said,) = [event.message for _, _, event in store.events("coins") if event.reason == "StatusUnreadable"]
+    assert f"{path} was damaged" in said
+    assert "coins-1 serves; lost are its rollout and what it refused" in said
 
 
 async def test_a_damaged_pool_is_observed_as_it_was_before(store: LocalStore) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from segserve_common.files import write_private
+from segserve_common.files import private_folder, write_private
 from segserve_operator.adapters.traffic.listener_certificates import CERTIFICATE_FILE, KEY_FILE
 
 AUTHORITY_FILE: Final = "ca.crt"
@@ -43,8 +43,7 @@ def ensure_certificate(folder: Path, now: datetime | None = None) -> Path:
     The authority is made once, the certificate again a month before it expires. All files are private to this user.
     """
     now = datetime.now(UTC) if now is None else now
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    private_folder(folder)
     if not _is_valid(folder / AUTHORITY_FILE, folder / _AUTHORITY_KEY_FILE, now):
         _write_authority(folder, now)
         (folder / CERTIFICATE_FILE).unlink(missing_ok=True)  # of another authority

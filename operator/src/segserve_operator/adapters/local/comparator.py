@@ -14,6 +14,7 @@ from segserve_builder.capture.rule import CaptureFolder
 from segserve_builder.comparator import fetching
 from segserve_builder.comparator.folder import ComparatorFolder
 from segserve_builder.sources.access import ACCESS_VARIABLE, Access
+from segserve_common.files import private_folder
 from segserve_common.interpreter import python
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder
@@ -71,7 +72,7 @@ class CopyService:
     def _start(self, now_s: float) -> None:
         self._started_s, self._is_own = now_s, True
         for socket in self._sockets:
-            socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(socket.parent)
             socket.unlink(missing_ok=True)
         processes.start(
             self._command,

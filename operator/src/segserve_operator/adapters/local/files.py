@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import yaml
 
-from segserve_common.files import read_file, write_private
+from segserve_common.files import private_folder, read_file, write_private
 from segserve_common.platform_record import RECORD_FILE, read_record
 from segserve_common.platform_record import STATE_VARIABLE as STATE_VARIABLE
 from segserve_common.platform_record import PlatformRecord as PlatformRecord
@@ -30,9 +30,15 @@ _DUMPER: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def cache_folder() -> Path:
-    """Return the folder of everything that is costly to create again: the runtime environment, artifacts by digest."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    return Path(folder).resolve() if folder else Path.home() / ".cache/segserve"
+    """Return the folder of everything that is costly to create again: the runtime environment, artifacts by digest.
+
+    Golden images are among them: only this user can look into it.
+    """
+    stated = os.environ.get(CACHE_VARIABLE)
+    folder = Path(stated).resolve() if stated else Path.home() / ".cache/segserve"
+    with contextlib.suppress(OSError):  # who writes there says what is wrong
+        private_folder(folder)
+    return folder
 
 
 def config_folder() -> Path:
@@ -57,14 +63,11 @@ class StateFolder:
         It has logs, golden images, and the words that manage the servers. Raises `StateFolderError` for a folder that
         another user owns, or that all users share, such as /tmp, and `PlatformError` for one of another format.
         """
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.root.stat()
+        found = private_folder(self.root).stat()
         if found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
             owner = "all users share it" if found.st_mode & stat.S_ISVTX else f"it belongs to user {found.st_uid}"
             raise StateFolderError(f"the state folder {self.root} must be of this user alone, but {owner}; "
                                    f"set {STATE_VARIABLE} to a folder of your own")  # fmt: skip
-        if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            self.root.chmod(0o700)
         self._check_format()
 
     def _check_format(self) -> None:

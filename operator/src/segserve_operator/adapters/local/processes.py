@@ -30,6 +30,8 @@ POLL_S: Final = 0.02
 KILL_TIMEOUT_S: Final = 5.0
 STOP_GRACE_S: Final = 20.0
 """For a platform's processes, among them Triton with its exit timeout of 15 s."""
+ALREADY_RUNS: Final = 3
+"""Exit code of a supervisor that finds another one."""
 _PRIVATE: Final = """import ctypes, os, struct, sys
 libc, lines = ctypes.CDLL(None), ctypes.create_string_buffer(bytes.fromhex(sys.argv[1]))
 os.umask(0o077)

@@ -342,9 +342,10 @@ def read_model_status(path: Path) -> dict[str, Any]:
     from segserve_operator.mapping.reading import read_status
 
     known, unreadable = read_status(status)
-    if unreadable is None:
-        return known.to_dict()
-    return {**known.to_dict(), "roles": f"{path}: {unreadable.message}"}
+    plain = known.to_dict()
+    if unreadable is None and plain.get("roles"):
+        return plain
+    return {**plain, "roles": f"{path}: {unreadable.message if unreadable else 'it names no revision'}"}
 
 
 def _check_rollout(path: Path, manifest: Mapping[str, Any]) -> None:

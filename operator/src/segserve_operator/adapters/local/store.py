@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from segserve_builder.agent.protocol import AssignedModel
+from segserve_builder.agent.protocol import AssignedModel, Assignment
 from segserve_common.files import DamagedFileError, UnreadableFileError, read_file, write_private
 from segserve_operator.adapters.local.files import write_yaml
 from segserve_operator.adapters.local.resource_files import (
@@ -28,10 +28,11 @@ from segserve_operator.adapters.local.resource_files import (
 )
 from segserve_operator.adapters.local.rollouts import RolloutFiles
 from segserve_operator.api.meta import SpecError
-from segserve_operator.core.failure import FILE_DAMAGED, FailureReason
+from segserve_operator.core.failure import FILE_DAMAGED, STATUS_UNREADABLE, FailureReason
 from segserve_operator.core.rollout.record import Record
 from segserve_operator.core.world.event import Event
 from segserve_operator.core.world.observed import (
+    MAIN,
     ModelObserved,
     ModelStatus,
     PoolGateway,
@@ -83,9 +84,32 @@ class LocalStore(ResourceFiles):
         models, pool = [], self._pool_name()
         for name in self.names(MODEL):
             with contextlib.suppress(ResourceNotFoundError):
-                manifest = self.get(MODEL, name)
+                manifest = self._with_held_roles(self.get(MODEL, name))
                 models.append(self._model_of(manifest, pool))
         return tuple(models)
+
+    def _with_held_roles(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return a model whose status was lost with the revision that its servers hold as the stable one.
+
+        Servers of the main group come first; without any the specification is rolled out.
+        """
+        name, status = manifest["metadata"]["name"], manifest.get("status") or {}
+        stable: dict[str, Any] = {}
+        if status.get("roles") and not isinstance(status["roles"], str):
+            return manifest
+        try:
+            self._cached(self._folder(MODEL, name) / "status.yaml", read_model_status)
+        except UnreadableFileError:
+            return manifest  # it may be read in a moment
+        except (FileNotFoundError, DamagedFileError):
+            pass
+        for path in sorted(self.state.groups.glob("*/assignment.json"), key=lambda path: path.parent.name != MAIN):
+            with contextlib.suppress(OSError, DamagedFileError):
+                since = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat()
+                for held in self._cached(path, _read_assignment).models:
+                    if held.model == name and not stable:
+                        stable = {"stable": {"revision": held.revision, "group": path.parent.name, "since": since}}
+        return {**manifest, "status": {**status, "roles": stable}} if stable or status.get("roles") else manifest
 
     def _model_of(self, manifest: Mapping[str, Any], pool: str) -> ModelObserved:
         damage = self.damage(MODEL, manifest["metadata"]["name"])
@@ -152,12 +176,16 @@ class LocalStore(ResourceFiles):
         path = folder / "status.yaml"
         present = self.get(MODEL, model).get("status") or {}
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self._cached(path, read_model_status)
+            is_damaged = isinstance(self._cached(path, read_model_status).get("roles"), str)
         except UnreadableFileError:
             raise
-        except DamagedFileError:
-            path.rename(path.with_name(f"{path.name}.{time.time_ns()}.damaged"))
+        except (FileNotFoundError, DamagedFileError) as error:
+            is_damaged = isinstance(error, DamagedFileError)
+        if is_damaged:
+            kept, stable = path.rename(path.with_name(f"{path.name}.{time.time_ns()}.damaged")), status.roles.stable
+            served = f"{stable.revision} serves" if stable is not None else "no server has a revision of it"
+            message = f"{path} was damaged, and is now {kept.name}: {served}; lost are its rollout and what it refused"
+            add_event(folder, Event("Warning", STATUS_UNREADABLE, message), time.time())
         write_yaml(path, model_status(status, present, datetime.now(UTC)))
 
     async def forget(self, model: str) -> None:
@@ -171,6 +199,10 @@ class LocalStore(ResourceFiles):
                 for path in self.state.revisions.glob(f"{model}-*.json"):
                     if path.stem.rpartition("-")[0] == model:
                         path.unlink(missing_ok=True)
+
+
+def _read_assignment(path: Path) -> Assignment:
+    return read_file(path, lambda text: Assignment.model_validate(json.loads(text)))
 
 
 def _read_revision(path: Path) -> AssignedModel | None:

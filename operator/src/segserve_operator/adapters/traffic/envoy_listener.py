@@ -98,6 +98,8 @@ BUFFER_BYTES: Final = 2**15
 # The most that DEFLATE can do. A lower ratio would not refuse a body: Envoy passes on the part up to it, as the whole.
 _RATIO: Final = 1_032
 _INFLATE_CHUNK_BYTES: Final = 2**16
+# By the path, which decides the route, and not by a content type, which any request may have.
+_IS_GRPC: Final = header_matches(":path", {"prefix": f"/{SERVICE}/"})
 _WINDOW_BITS: Final = 15  # the largest window; every encoder's output can be read
 
 
@@ -349,7 +351,6 @@ def render_local_replies(
 ) -> Json:
     """Return the mapping of Envoy's own responses; the first mapper whose filters all match applies."""
     grpc = header_filter("content-type", {"prefix": "application/grpc"})
-    compressed = header_filter("grpc-encoding", {"safe_regex": {"regex": "gzip|deflate"}})
     named = {"header_filter": {"header": {"name": MODEL_HEADER, "present_match": True}}}
     # The filter that extracts the name fails so on a message that is larger than its buffer.
     extraction_full = _details("grpc_field_extraction_FAILED_PRECONDITION")
@@ -377,7 +378,6 @@ def render_local_replies(
     limit_reached = f"rate limit: spec.limits of model '%REQ({MODEL_HEADER})%' allows no more requests now"
     escaped_slash = _details("path_normalization_failed")
     no_slash = "bad request: a path must not contain an escaped slash (%%2F or %%5C)"
-    no_compression = "compressed gRPC messages are not supported: the model's name is read from the message"
     return {
         "mappers": [
             *refusals(auth),
@@ -387,7 +387,6 @@ def render_local_replies(
             grpc_reply([missing, named, grpc], unknown, _NOT_FOUND) | {"status_code": 404},
             grpc_reply([status_filter(404), grpc], "no such method: %REQ(:PATH)%"),
             grpc_reply([oversize, grpc], limit, _RESOURCE_EXHAUSTED),
-            grpc_reply([status_filter(400), grpc, compressed], no_compression, _UNIMPLEMENTED),
             grpc_reply([status_filter(400), grpc], _BODY, _INVALID_ARGUMENT),
             grpc_reply([status_filter(415), grpc], _BODY, _UNIMPLEMENTED),
             grpc_reply([status_filter(408), grpc], late, _DEADLINE_EXCEEDED),
@@ -437,7 +436,7 @@ def bounded_bodies(max_request_bytes: int) -> list[Json]:
 
 
 def _decompressed() -> Json:
-    """Decompress gzip; any other encoding is left, and refused where routes are chosen."""
+    """Decompress gzip of HTTP; any other encoding is left, and refused where routes are chosen."""
     library = extension(
         "gzip",
         "extensions.compression.gzip.decompressor.v3.Gzip",
@@ -446,7 +445,7 @@ def _decompressed() -> Json:
         max_inflate_ratio=_RATIO,
     )
     never = {"enabled": {"default_value": False, "runtime_key": "segserve.decompressed_responses"}}
-    return extension(
+    decompressor = extension(
         "envoy.filters.http.decompressor",
         "extensions.filters.http.decompressor.v3.Decompressor",
         decompressor_library=library,
@@ -456,6 +455,7 @@ def _decompressed() -> Json:
         },
         response_direction_config={"common_config": never},
     )
+    return unless(_IS_GRPC, decompressor)
 
 
 def _buffered(max_request_bytes: int) -> Json:
@@ -464,6 +464,4 @@ def _buffered(max_request_bytes: int) -> Json:
     A caller that sends slowly, or leaves, then keeps no server waiting, which would count as its revision's fault.
     """
     plain = header_matches(PLAIN_HEADER, {"safe_regex": {"google_re2": {}, "regex": ".+"}})
-    # By the path, which decides the route, and not by a content type, which any request may have.
-    grpc = header_matches(":path", {"prefix": f"/{SERVICE}/"})
-    return unless({"or_matcher": {"predicate": [plain, grpc]}}, body_buffer(max_request_bytes))
+    return unless({"or_matcher": {"predicate": [plain, _IS_GRPC]}}, body_buffer(max_request_bytes))

@@ -15,7 +15,7 @@ from typing import Final
 
 from segserve_builder.capture.rule import MAX_COPIES_PER_S, RULES, CaptureFolder
 from segserve_builder.comparator.folder import COMPARISONS, ComparatorFolder, Comparison
-from segserve_common.files import DamagedFileError, read_file, write_private
+from segserve_common.files import DamagedFileError, private_folder, read_file, write_private
 from segserve_operator.adapters.traffic.envoy_clusters import TYPES, protocol_options
 from segserve_operator.adapters.traffic.envoy_extensions import extension, lua_script
 from segserve_operator.adapters.traffic.envoy_messages import Json
@@ -157,5 +157,5 @@ def _replace(folder: Path, file: Path, text: str, default: str) -> None:
     except (OSError, DamagedFileError):
         former = None
     if text != former:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         write_private(file, text)

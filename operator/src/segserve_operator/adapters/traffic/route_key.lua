@@ -35,23 +35,16 @@ local function shown(text)
   return (string.gsub(string.sub(text, 1, 80), "[^%w%._-]", "?"))
 end
 
--- Returns why the body cannot be read or bounded, if so; an encoding by gzip alone has been undone by now.
-local function unreadable(headers)
-  local content, message = headers:get("content-encoding"), headers:get("grpc-encoding")
-  if content ~= nil and content ~= "identity" then
-    return "a body encoded as '" .. shown(content) .. "' is not supported; allowed is gzip, once"
-  end
-  if message ~= nil and message ~= "identity" then
-    return "compressed gRPC messages are not supported: the model's name is read from the message"
-  end
-end
-
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or ""
-  local reason = unreadable(headers)
-  -- The local replies give it the form of the protocol.
-  if reason ~= nil then handle:respond({[":status"] = "415"}, reason) end
+  local encoding = headers:get("content-encoding")
+  -- gzip alone has been undone by now. The local replies give the text the form of the protocol.
+  if encoding ~= nil and encoding ~= "identity" then
+    handle:respond(
+      {[":status"] = "415"}, "a body encoded as '" .. shown(encoding) .. "' is not supported; allowed is gzip, once"
+    )
+  end
   local query = string.find(path, "?", 1, true)
   if query ~= nil then path = string.sub(path, 1, query - 1) end
   local protocol, kind, model

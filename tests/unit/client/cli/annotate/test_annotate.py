@@ -13,21 +13,27 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 import httpx
 import numpy as np
 import pytest
+from annotated_types import MaxLen
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from starlette.applications import Starlette
 
 from fakes.kserve import Arrays, Asked, Gateway, Model, items
 from segserve import AuthenticationError, BadRequestError, Client
 from segserve.exports.label_studio import read_brush
 from segserve_ui import prompts
 from segserve_ui.annotate import images
-from segserve_ui.annotate.app import create_app
+from segserve_ui.annotate.app import MAX_VALUES, create_app
+from segserve_ui.annotate.cvat import Invocation
 from segserve_ui.annotate.images import TaskImages
+from segserve_ui.annotate.label_studio import MAX_TASKS, TasksRequest
 
 from ...conftest import CLASSES, HEIGHT, INSTANCE, WIDTH, coin_masks, parameters, rle_counts
 from ..conftest import Command
@@ -155,6 +161,7 @@ class Service:
 
     client: httpx.AsyncClient
     gateway: Gateway
+    app: Starlette
 
     async def post(self, path: str, **body: Any) -> Any:
         answer = await self.client.post(path, json=body)
@@ -174,9 +181,10 @@ class Service:
 async def service(gateway: Gateway, label_studio: Files) -> AsyncIterator[Service]:
     with gateway.http() as url, Client(url) as client:
         clients = dict.fromkeys(gateway.models, client)
-        transport = httpx.ASGITransport(app=create_app(clients, TaskImages(label_studio.url, LEGACY), HOSTS))
+        app = create_app(clients, TaskImages(label_studio.url, LEGACY), HOSTS)
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as connected:
-            yield Service(connected, gateway)
+            yield Service(connected, gateway, app)
 
 
 def click(x: float, y: float, *, label: str = "coin", **more: Any) -> dict[str, Any]:
@@ -409,6 +417,59 @@ async def test_unknown_models_and_malformed_requests_are_named(service: Service)
     )
     assert (malformed["status"], "tasks.0.data" in malformed["error"]) == (400, True)
     assert foreign.status_code == 400
+
+
+def lists(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield all lists of a request's body by name, those of its parts included."""
+    for name, each in kind.model_fields.items():
+        if get_origin(each.annotation) is list:
+            yield f"{kind.__name__}.{name}", each
+            (item,) = get_args(each.annotation)
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                yield from lists(item)
+
+
+def test_each_list_of_a_request_is_bounded() -> None:
+    found = dict([*lists(TasksRequest), *lists(Invocation)])
+
+    assert {"TasksRequest.tasks", "TasksRequest.clicks", "Region.labels", "Invocation.pos_points"} <= found.keys()
+    assert [name for name, each in found.items() if not any(isinstance(rule, MaxLen) for rule in each.metadata)] == []
+
+
+@pytest.mark.parametrize("unit", ["{}", "[]", "0", '{"a":0}', '""'])
+async def test_a_request_of_many_values_is_refused_before_they_are_read(service: Service, unit: str) -> None:
+    many = {"tasks": f'{{"tasks":[{{"data":{{"a":[{",".join([unit] * MAX_VALUES)}]}}}}],"label_config":""}}'}
+    many["clicks"] = f'{{"params":{{"context":{{"result":[{",".join([unit] * MAX_VALUES)},0]}}}}}}'
+
+    for content in many.values():
+        answer = await service.client.post(
+            "/discs/predict", content=content, headers={"content-type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["kind"]) == (413, "RequestTooLargeError")
+        assert f"values; allowed are {MAX_VALUES}" in answer.json()["error"]
+    refused = await service.predict("discs", BRUSH, urls=["/a.png"] * (MAX_TASKS + 1))
+    assert (refused["status"], f"at most {MAX_TASKS} items" in refused["error"]) == (400, True)
+
+
+async def test_a_client_that_leaves_is_a_line_of_the_log(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/discs/predict",
+        "query_string": b"",
+        "http_version": "1.1",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+    }
+
+    async def leave() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def nobody(_: Any) -> None:
+        pass
+
+    await service.app(scope, leave, nobody)
+
+    assert caplog.messages == ["/discs/predict: the client has left"]
 
 
 async def test_a_web_page_in_the_users_browser_cannot_send_requests(service: Service, gateway: Gateway) -> None:
