@@ -324,6 +324,8 @@ def test_an_embedding_beyond_the_bytes_is_not_kept() -> None:
     cache.of_image(name, CALLER, lambda: embedding(40_000))
 
     assert not cache.holds(name)
+
+
 @pytest.mark.parametrize("images", [3, 40])
 def test_no_caller_evicts_all_that_another_one_has(images: int) -> None:
     cache = EmbeddingCache("sam-1", 40_000)
@@ -335,8 +337,6 @@ def test_no_caller_evicts_all_that_another_one_has(images: int) -> None:
 
     assert cache.of_id(names[0], "key:team-b")
     assert sum(map(cache.holds, names)) >= 3
-
-
 
 
 def test_an_image_of_several_requests_is_embedded_once() -> None:
