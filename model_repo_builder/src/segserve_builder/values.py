@@ -177,7 +177,6 @@ class Heads(Protocol):
 
     def take(self, which: Any) -> Self:
         """Return the rows that an array of indices or of booleans picks."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

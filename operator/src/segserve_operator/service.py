@@ -140,47 +140,36 @@ class Store(Protocol):
 
     async def observed_pool(self) -> PoolObserved | None:
         """Return the pool of all models in this store; None if it does not exist."""
-        ...
 
     async def models(self) -> tuple[ModelObserved, ...]:
         """Return every model with its spec and status."""
-        ...
 
     async def revisions(self) -> Mapping[str, AssignedModel]:
         """Return the records of revisions by name."""
-        ...
 
     async def save_revision(self, revision: str, assigned: AssignedModel) -> None:
         """Write the record of a revision."""
-        ...
 
     async def drop_revision(self, revision: str) -> None:
         """Delete the record of a revision, if it exists."""
-        ...
 
     async def save_status(self, model: str, status: ModelStatus) -> None:
         """Write a model's status, if the model exists."""
-        ...
 
     async def save_pool_status(self, status: PoolStatus) -> None:
         """Write the pool's status, if the pool exists."""
-        ...
 
     async def rollouts(self, now_s: float) -> Mapping[str, Record]:
         """Return the records, by name, of the rollouts in models' statuses that may still change."""
-        ...
 
     async def save_rollout(self, record: Record) -> None:
         """Write a rollout's record; of ended rollouts, only the latest of each model are kept."""
-        ...
 
     async def emit(self, model: str | None, event: Event) -> None:
         """Emit an event about a model, or about the pool if `model` is None."""
-        ...
 
     async def forget(self, model: str) -> None:
         """Remove a deleted model permanently."""
-        ...
 
 
 class Fleet(Protocol):
@@ -188,19 +177,15 @@ class Fleet(Protocol):
 
     async def groups(self) -> Mapping[str, GroupObserved]:
         """Return every group with what its agents report."""
-        ...
 
     async def start(self, group: str, replicas: int) -> None:
         """Give a group so many servers: start what does not run, and put right what differs from what it should be."""
-        ...
 
     async def assign(self, group: str, assignment: Assignment) -> None:
         """Write what a group's agents are to hold."""
-        ...
 
     async def stop(self, group: str) -> None:
         """End a group's servers and remove all that belongs to it; it is called until it is gone."""
-        ...
 
 
 class Traffic(Protocol):
@@ -209,19 +194,15 @@ class Traffic(Protocol):
     @property
     def url(self) -> str:
         """Base URL for clients."""
-        ...
 
     async def observe(self) -> TrafficState:
         """Return the plan in force and the requests in flight."""
-        ...
 
     async def apply(self, plan: TrafficPlan) -> None:
         """Put a plan into force without failing a request; returns once the gateway follows it."""
-        ...
 
     async def samples(self, models: Mapping[str, tuple[str, str]]) -> Mapping[str, Sample]:
         """Return the gateways' counters of models, for two groups each; a gateway that does not answer is left out."""
-        ...
 
 
 class CheckRunner(Protocol):
@@ -229,11 +210,9 @@ class CheckRunner(Protocol):
 
     def schedule(self, checks: Collection[Check]) -> None:
         """Run exactly these checks from now on; one that is already running continues to its result."""
-        ...
 
     def check_results(self) -> Mapping[str, CheckResult]:
         """Return the results so far, by key."""
-        ...
 
 
 class Announcer(Protocol):
@@ -241,7 +220,6 @@ class Announcer(Protocol):
 
     def announce(self, announcement: Announce | AnnounceDrift) -> None:
         """Send the events of a model's rollout, or of its drift."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

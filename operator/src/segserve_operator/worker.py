@@ -46,7 +46,6 @@ class Observer(Protocol):
 
     def passed(self, outcome: str, seconds: float) -> None:
         """Count a pass: `ok`, or the name of its error."""
-        ...
 
 
 @dataclass(slots=True)

@@ -42,25 +42,20 @@ class Summarized(Protocol):
     @property
     def model(self) -> str:
         """The model's name."""
-        ...
 
     @property
     def revision(self) -> str:
         """The revision that answered."""
-        ...
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        ...
 
     def summary(self) -> list[str]:
         """Return a short text per class; decodes no mask."""
-        ...
 
     def summary_rows(self) -> list[Row]:
         """Return a row per class."""
-        ...
 
 
 def one_line(result: Summarized) -> str:
@@ -135,7 +130,6 @@ class Drawable(Summarized, Protocol):
 
     def overlay(self, image: Any, *, alpha: float = ...) -> Image.Image:
         """Return the image with the result drawn on it."""
-        ...
 
 
 def html(result: Drawable, picture: Image.Image | None = None) -> str:

@@ -68,21 +68,17 @@ class AnnotatedResult(Protocol):
     @property
     def revision(self) -> str:
         """The revision that answered."""
-        ...
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        ...
 
     @property
     def classes(self) -> tuple[SegmentClass, ...]:
         """The model's classes."""
-        ...
 
     def annotations(self) -> Iterator[Annotation]:
         """Yield the objects, segments or classes."""
-        ...
 
 
 def object_entry(found: Annotation) -> dict[str, Any]:

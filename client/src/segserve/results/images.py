@@ -148,7 +148,6 @@ class ReadableFile(Protocol):
 
     def read(self) -> bytes:
         """Return all bytes."""
-        ...
 
 
 class FetchedImage(Protocol):
@@ -157,12 +156,10 @@ class FetchedImage(Protocol):
     @property
     def status_code(self) -> int:
         """The HTTP status."""
-        ...
 
     @property
     def content(self) -> Any:
         """The bytes of the body."""
-        ...
 
 
 class SupportsArray(Protocol):
@@ -170,7 +167,6 @@ class SupportsArray(Protocol):
 
     def __array__(self) -> Any:
         """Return the array."""
-        ...
 
 
 class VideoFrame(Protocol):
@@ -178,7 +174,6 @@ class VideoFrame(Protocol):
 
     def to_ndarray(self, *args: Any, **kwargs: Any) -> Any:
         """Return the pixels, not turned."""
-        ...
 
 
 EncodedImage: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | ReadableFile | FetchedImage"

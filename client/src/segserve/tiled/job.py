@@ -37,11 +37,9 @@ class Segmenter(Protocol):
         timeout_s: float | None = None,
     ) -> Result:
         """Segment one image."""
-        ...
 
     def model_info(self, model: str) -> ModelInfo:
         """Return the info of the model that is served under a name."""
-        ...
 
 
 class AsyncSegmenter(Protocol):
@@ -57,11 +55,9 @@ class AsyncSegmenter(Protocol):
         timeout_s: float | None = None,
     ) -> Result:
         """Segment one image."""
-        ...
 
     async def model_info(self, model: str) -> ModelInfo:
         """Return the info of the model that is served under a name."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

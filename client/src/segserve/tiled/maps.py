@@ -22,11 +22,9 @@ class PixelMap(Protocol):
 
     def write(self, cell: Window, values: NDArray[Any]) -> None:
         """Set the pixels of a cell."""
-        ...
 
     def read(self, cell: Window) -> NDArray[Any]:
         """Return the pixels of a cell."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

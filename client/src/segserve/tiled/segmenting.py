@@ -52,7 +52,6 @@ class WorkerClient(Segmenter, Protocol):
 
     def close(self) -> None:
         """Close the connections."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,15 +66,12 @@ class PixelSource(Protocol):
 
     def read(self, window: Window) -> NDArray[Any]:
         """Return a copy of the window's pixels, (h, w) for one channel, else (h, w, channels)."""
-        ...
 
     def digest(self) -> str:
         """Return a digest of all pixels."""
-        ...
 
     def close(self) -> None:
         """Close the files that were opened for the source."""
-        ...
 
 
 @runtime_checkable
@@ -84,12 +81,10 @@ class Sliceable(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """(H, W) or (H, W, channels)."""
-        ...
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of its elements."""
-        ...
 
     def __getitem__(self, key: Any) -> Any: ...
 

@@ -61,11 +61,9 @@ class Transport(Protocol):
 
     def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Return the answer within the step's timeout, or raise a `SegserveError`."""
-        ...
 
     def close(self) -> None:
         """Close the connections."""
-        ...
 
 
 class AsyncTransport(Protocol):
@@ -73,11 +71,9 @@ class AsyncTransport(Protocol):
 
     async def send(self, step: Send) -> ModelInfo | InferAnswer:
         """Return the answer within the step's timeout, or raise a `SegserveError`."""
-        ...
 
     async def close(self) -> None:
         """Close the connections."""
-        ...
 
 
 @asynccontextmanager

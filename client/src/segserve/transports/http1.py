@@ -37,15 +37,12 @@ class Receiver(Protocol):
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Take the status and the headers, whose names are in lower case."""
-        ...
 
     def add(self, chunk: bytes) -> None:
         """Take a part of the body."""
-        ...
 
     def left_s(self) -> float:
         """Return the seconds that are left for the exchange; raises if no time is left."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

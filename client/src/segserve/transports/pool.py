@@ -22,7 +22,6 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Close the connection."""
-        ...
 
 
 class AsyncClosable(Protocol):
@@ -30,7 +29,6 @@ class AsyncClosable(Protocol):
 
     async def close(self) -> None:
         """Close the connection."""
-        ...
 
 
 ClientT = TypeVar("ClientT")

@@ -144,102 +144,78 @@ class Platform(Protocol):
 
         `force` takes over fields that another tool has set, if the platform tracks field ownership.
         """
-        ...
 
     def preview(self, resources: Sequence[ParsedResource], *, force: bool = False) -> list[Change]:
         """Return what `apply` would change, and change nothing; raises as `apply` does."""
-        ...
 
     def check_namespace(self, resources: Iterable[ParsedResource]) -> None:
         """Raise if a resource belongs to another namespace than the platform's."""
-        ...
 
     def delete(self, kind: str, name: str) -> str:
         """Request the deletion of a resource and return its outcome; raises `NotFoundError`."""
-        ...
 
     def runs(self) -> bool:
         """Return whether a platform runs that carries out requests, so that waiting makes sense."""
-        ...
 
     def version(self) -> PlatformVersion | None:
         """Return the version of the platform, or None if none is up."""
-        ...
 
     def models(self) -> list[Json]:
         """Return all models, sorted by name."""
-        ...
 
     def model(self, name: str) -> Json:
         """Return one model; raises `NotFoundError`."""
-        ...
 
     def find(self, kind: str, name: str) -> Json | None:
         """Return a model or pool, or None if it does not exist."""
-        ...
 
     def pools(self) -> list[Json]:
         """Return all pools, sorted by name."""
-        ...
 
     def pool(self, name: str) -> Json:
         """Return one pool; raises `NotFoundError`."""
-        ...
 
     def rollouts(self) -> list[Json]:
         """Return the records of rollouts as resources, sorted by name."""
-        ...
 
     def rollout(self, name: str) -> Json | None:
         """Return the record of a rollout, or None if it does not exist."""
-        ...
 
     def chunks(self, rollout: str, count: int) -> list[str]:
         """Return the first `count` chunks of a record's oldest evidence, packed; [] if any of them is missing."""
-        ...
 
     def sheet(self, model: str) -> bytes | None:
         """Return the pairs of answers that differ most in Shadow, as JSON; None if none are compared.
 
         Raises `ControlError` on a platform that cannot show them.
         """
-        ...
 
     def annotate(self, kind: str, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of a resource and keep its others; raises `NotFoundError`."""
-        ...
 
     def user(self) -> str:
         """Return the name of the user who sends the requests; empty if it is unknown."""
-        ...
 
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         """Yield a resource now, after each change and at least every second, without end; None if it does not exist."""
-        ...
 
     def last_words(self, model: str) -> str:
         """Return the newest line of the logs behind a model as the end of a sentence; empty without logs."""
-        ...
 
     def events(self, model: str) -> list[PlatformEvent]:
         """Return the events of a model and of its pool, edits of both, and starts and ends of servers and gateways."""
-        ...
 
     def access_log(self, since_s: float) -> Iterator[str] | None:
         """Return the lines of the gateways' access logs since a Unix time, and others between; None if none is kept."""
-        ...
 
     def gateway(self, model: str) -> AbstractContextManager[str | None]:
         """Make the gateway of a model reachable inside the block; yields its URL, or None for the default URL."""
-        ...
 
     def close(self) -> None:
         """Close the connections."""
-        ...
 
     def checks(self) -> Iterator[DoctorCheck]:
         """Yield the checks of the platform's requirements, in the order in which to fix them."""
-        ...
 
 
 def _addressed(spec: Json) -> Iterator[tuple[str, Json]]:

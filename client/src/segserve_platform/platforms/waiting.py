@@ -131,22 +131,18 @@ class Goal(Protocol):
     @property
     def kind(self) -> str:
         """The resource's kind."""
-        ...
 
     @property
     def name(self) -> str:
         """The resource's name."""
-        ...
 
     def reached(self, manifest: Json | None) -> bool:
         """Return whether a resource (None if it does not exist) is in the state; raises if it cannot get there by
         itself.
         """
-        ...
 
     def late(self, manifest: Json | None, timeout: str) -> WaitTimeoutError:
         """Return the error of a timeout, which says what is still missing."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

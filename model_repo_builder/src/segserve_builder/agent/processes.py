@@ -51,26 +51,21 @@ class ProcessWatch(Protocol):
     @property
     def deaths(self) -> Mapping[str, StepDeath]:
         """The last death of each step that had one."""
-        ...
 
     def server_runs(self) -> bool | None:
         """Return whether the server runs; None if that is not known."""
-        ...
 
     def short_of(self, needed: Mapping[str, int]) -> frozenset[str]:
         """Return the steps with fewer live processes than `needed` says; none if that is not known."""
-        ...
 
     def end_idle(self, loading: Mapping[str, float]) -> frozenset[str]:
         """End processes of the steps `loading` that have been idle for `IDLE_S`, and return their steps.
 
         `loading` says how old, in seconds, the processes are at most that a load has started. Called again and again.
         """
-        ...
 
     def end_server(self) -> None:
         """End the server once its requests in flight are answered; what started it starts it again."""
-        ...
 
 
 class StepProcesses:

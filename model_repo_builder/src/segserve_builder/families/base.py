@@ -101,7 +101,6 @@ class PipelineStage(Protocol):
     @property
     def stage(self) -> Stage:
         """The stage with its options."""
-        ...
 
 
 class ModelContext(Protocol):
@@ -110,27 +109,22 @@ class ModelContext(Protocol):
     @property
     def classes(self) -> Sequence[ModelClass]:
         """The model's classes."""
-        ...
 
     @property
     def input(self) -> Input:
         """The type and colour of images."""
-        ...
 
     @property
     def runtime(self) -> Runtime:
         """How the network runs."""
-        ...
 
     @property
     def inference(self) -> Sequence[PipelineStage]:
         """The stages around the network: tiles or views of an image, whose outputs are merged."""
-        ...
 
     @property
     def postprocess(self) -> Sequence[PipelineStage]:
         """The stages after the network; empty if the family's defaults apply."""
-        ...
 
 
 class InspectedNetwork(Protocol):
@@ -139,30 +133,24 @@ class InspectedNetwork(Protocol):
     @property
     def signature(self) -> NetworkSignature:
         """The declared inputs and outputs."""
-        ...
 
     @property
     def operators(self) -> frozenset[str]:
         """The types of the graph's operators."""
-        ...
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """The file's metadata, as exporters write it."""
-        ...
 
     def shape(self, tensor: TensorSpec) -> tuple[int | None, ...]:
         """Return an output's shape, with dimensions that only running the network has shown."""
-        ...
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """The height and width of the input, or of a run that has shown the outputs' shapes; None without either."""
-        ...
 
     def is_within_0_and_1(self, tensor: TensorSpec) -> bool:
         """Return whether the network was run, and all values of an output are probabilities by their size."""
-        ...
 
 
 class EvidenceWeight(IntEnum):

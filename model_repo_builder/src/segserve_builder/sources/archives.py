@@ -30,7 +30,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, none at the end."""
-        ...
 
 
 CHUNK_BYTES: Final = 1024 * 1024

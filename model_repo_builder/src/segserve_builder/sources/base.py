@@ -15,21 +15,17 @@ class Stream(Protocol):
     @property
     def start(self) -> int:
         """Offset of the first byte in the file: the requested one, or 0 if the source cannot resume."""
-        ...
 
     @property
     def size(self) -> int | None:
         """Size of the whole file in bytes; None if the source does not report it."""
-        ...
 
     @property
     def identity(self) -> str | None:
         """A value that changes with the file, such as an ETag; without one (None) nothing is resumed."""
-        ...
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, none at the end. Raises `OSError` if they break off."""
-        ...
 
 
 class ArtifactSource(Protocol):
@@ -41,7 +37,6 @@ class ArtifactSource(Protocol):
         Raises `SourceDeniedError` if `access` does not allow it, before anything is sent; `ArtifactMissingError` if
         there is no such file, and its subclass `SourceUnavailableError` if its server does not answer now.
         """
-        ...
 
 
 @runtime_checkable
@@ -50,4 +45,3 @@ class FolderSource(ArtifactSource, Protocol):
 
     def files(self, uri: str, access: Access) -> Iterator[str]:
         """Yield the paths of all files below the folder `uri`, relative to it; raises as `open` does."""
-        ...

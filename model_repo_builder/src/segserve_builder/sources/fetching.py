@@ -43,7 +43,6 @@ class OpenAt(Protocol):
 
     def __call__(self, start: int, /) -> AbstractContextManager[Stream]:
         """Open the file at the byte `start`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

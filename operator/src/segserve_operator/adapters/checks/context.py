@@ -18,7 +18,6 @@ class ResourceSource(Protocol):
 
     async def look(self, group: str) -> ResourceSample:
         """Return what the servers of a group use now, without what cannot be measured."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,6 @@ class Services(Protocol):
 
     async def ask(self, question: Question) -> ServiceAnswer:
         """Send a question and return the answer; raises `CheckError` if no answer comes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

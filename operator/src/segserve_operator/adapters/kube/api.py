@@ -36,41 +36,32 @@ class Api(Protocol):
 
     async def has(self, kind: Kind) -> bool:
         """Return whether the server serves this kind."""
-        ...
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Json]:
         """Return all objects of a kind with these labels; of all namespaces if `namespace` is None."""
-        ...
 
     def each(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> AsyncIterator[Json]:
         """Yield the objects that `list` returns, a page at a time."""
-        ...
 
     async def versions(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str]
     ) -> dict[tuple[str, str], str]:
         """Return the resourceVersion of each object by (namespace, name)."""
-        ...
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json:
         """Return one object."""
-        ...
 
     async def create(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Create an object; `ConflictError` if there is one of that name."""
-        ...
 
     async def apply(self, kind: Kind, namespace: str, manifest: Json) -> Json:
         """Apply a manifest by server-side apply, and return the object."""
-        ...
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Json, *, status: bool = False) -> Json:
         """Merge a patch into an object, or into its status, and return it."""
-        ...
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
         """Delete an object, and in the background what it owns; an object of another uid is left alone.
 
         Return whether it is still there, until its finalizers have done their work or its grace period is over.
         """
-        ...

@@ -98,7 +98,6 @@ class Post(Protocol):
         Raises `RefusedError` or `UrlError` for a receiver that must not be called, and `OSError` or `httpx.HTTPError`
         if there is no response within `timeout_s`.
         """
-        ...
 
 
 def direct_post(check_address: AddressCheck) -> Post:
