@@ -1,4 +1,4 @@
-"""What serves now: who gets requests, in the one form that every view shows. A record of a rollout is history."""
+"""The revisions that serve now, in the one form that every view shows. A record of a rollout is history."""
 
 from __future__ import annotations
 
