@@ -35,6 +35,6 @@ def test_a_platform_serves_and_is_managed_without_the_environments_proxies(
             assert {each.metadata.name for each in client.models.list()} >= {"coins", "coins-instances"}
 
     assert answers["http"] == answers["grpc"] > 20
-    assert "coins-instances" in running.segserve("predict", "coins-instances", str(tmp_path / "photo.png"), "--json")
+    assert "photo.png" in running.segserve("predict", "coins-instances", str(tmp_path / "photo.png"), "--json")
     assert "True" in running.segserve("get")
     assert "has all requests" in running.segserve("why", "coins")
