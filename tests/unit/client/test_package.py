@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -31,6 +32,10 @@ def test_importing_the_package_loads_the_standard_library_alone_and_none_of_its_
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "segserve\n"
     )
+
+
+def test_the_package_has_its_version() -> None:
+    assert segserve.__version__ == metadata.version("segserve")
 
 
 @pytest.mark.parametrize("client", ["Client", "AsyncClient"])

@@ -64,9 +64,8 @@ class SemanticLogits(Family):
         maps = {tensor: tensor.shape for tensor in signature.outputs if len(tensor.shape) == 4}
         fitting = [tensor for tensor in maps if _fits(tensor, model)]
         fitting.sort(key=lambda tensor: _preference(tensor.name, tensor.shape, layout))
-        if (not fitting and len(signature.outputs) != 1) or _is_pyramid(
-            maps.values(), NetworkIO(image, layout, ()).image_size
-        ):
+        size = NetworkIO(image, layout, ()).image_size
+        if (not fitting and len(signature.outputs) != 1) or _is_pyramid([maps[each] for each in fitting], size):
             raise SignatureError(
                 f"{self.name} has an output FP32 {SHAPE} for the model's {len(model.classes)} classes; "
                 f"the network has {described_all(signature.outputs)}{SEVERAL if len(maps) > 1 else ''}"
@@ -114,8 +113,10 @@ class SemanticLogits(Family):
 
     def implausibility(self, network: InspectedNetwork) -> str | None:
         """Return that maps are a detector's, or that nothing says that values are probabilities, if it needs them."""
-        outputs = network.signature.outputs
-        if _is_pyramid([network.shape(one) for one in outputs if len(one.shape) == 4], network.image_size):
+        read, outputs = _likeliest(network), network.signature.outputs
+        shapes = [network.shape(one) for one in outputs if len(one.shape) == 4]
+        alike = [shape for shape in shapes if read is not None and shape[1] == network.shape(read)[1]]
+        if _is_pyramid(alike, network.image_size):
             return f"{self.name} has one map for all strides; these are a detector's, of several{SEVERAL}"
         if not self.probabilities or any(self._signs(network)):
             return None
@@ -154,12 +155,9 @@ def _likeliest(network: InspectedNetwork) -> TensorSpec | None:
 
 
 def _is_pyramid(shapes: Iterable[tuple[int | None, ...]], size: tuple[int, int] | None) -> bool:
-    """Return whether maps with the same channels have several strides, of 8 and more, as detectors' heads."""
-    strides = dict[int | None, set[int]]()
-    for _, channels, rows, _ in shapes:
-        if size is not None and rows:
-            strides.setdefault(channels, set()).add(size[0] // rows)
-    return any(len(each) > 1 and min(each) >= 8 for each in strides.values())
+    """Return whether maps of the same channels have several strides, of 8 and more, as detectors' heads."""
+    strides = {size[0] // rows for _, _, rows, _ in shapes if size is not None and rows}
+    return len(strides) > 1 and min(strides) >= 8
 
 
 def _fits(tensor: TensorSpec, model: ModelContext) -> bool:
