@@ -388,6 +388,62 @@ def test_an_image_that_takes_long_gets_the_place_of_another_that_ends(places: Pl
         assert waiting.result(60) == "run"
 
 
+def test_work_of_a_kind_that_was_never_measured_does_not_take_the_last_place(
+    places: Places, now_s: list[float]
+) -> None:
+    with places.taken(1, "drawings"), places.taken(1, "drawings"):
+        now_s[0] += PATIENCE_S
+        with pytest.raises(BusyError, match="one of 1 drawings may take long, and 2 are computed"):
+            places.taken(1, "drawings").__enter__()
+
+    with places.taken(1, "outlines"):
+        pass
+    with places.taken(1, "outlines"), places.taken(1, "outlines"), places.taken(1, "outlines"):
+        pass
+
+
+def test_a_request_keeps_its_place_for_the_next_long_work_and_gives_it_up_for_quick_work(
+    places: Places, now_s: list[float]
+) -> None:
+    with places.taken(LARGE) as first, places.taken(LARGE):
+        now_s[0] += 2
+        first.take(LARGE, "drawings")
+        now_s[0] += PATIENCE_S
+        with pytest.raises(BusyError):
+            places.taken(LARGE).__enter__()
+        first.take(10, "pixels")
+
+        with places.taken(LARGE):
+            pass
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_one_request_that_is_quick_or_known_does_not_make_all_quick(
+    places: Places, now_s: list[float], is_known: bool
+) -> None:
+    with places.taken(LARGE):
+        now_s[0] += 8
+    for _ in range(9 if is_known else 2):
+        with places.taken(LARGE) as place:
+            if is_known:
+                place.forget()
+
+    with places.taken(LARGE), places.taken(LARGE):
+        now_s[0] += PATIENCE_S
+        with pytest.raises(BusyError):
+            places.taken(LARGE).__enter__()
+
+
+def test_a_failure_makes_no_work_quick(places: Places, now_s: list[float]) -> None:
+    with pytest.raises(ValueError, match="damaged"), places.taken(LARGE):
+        raise ValueError("damaged")
+
+    with places.taken(LARGE), places.taken(LARGE):
+        now_s[0] += PATIENCE_S
+        with pytest.raises(BusyError):
+            places.taken(LARGE).__enter__()
+
+
 def test_images_that_turn_out_quick_are_not_long_any_more(places: Places, now_s: list[float]) -> None:
     with places.taken(LARGE):
         now_s[0] += 0.2

@@ -7,6 +7,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ from segserve_builder.families.promptable import MAX_BOXES, PROMPTABLE, PROMPTAB
 from segserve_builder.kernels.rle_reader import decode_bitmap
 from segserve_builder.render.tree import CONFIG_FILE, Network, PromptDecoderFile, Tree, render
 from segserve_builder.spec.names import AGENT_REQUEST_ID
+from segserve_builder.stages.base import RequestOptions
+from segserve_builder.steps.image_session import Place
 from segserve_builder.steps.inference import decoder_io, network_io
 from segserve_builder.steps.onnx_signature import read_signature
 from segserve_builder.steps.postprocess import check_postprocess
 from segserve_builder.steps.prompts import (
     MAX_POINTS,
+    MULTIMASK_PARAMETER,
+    PROMPT_PARAMETERS,
     BadImageError,
     Embedding,
     EmbeddingCache,
@@ -36,6 +41,7 @@ from segserve_builder.steps.prompts import (
     PromptInputs,
     chosen,
 )
+from segserve_builder.steps.public_outputs import public_inputs
 from segserve_builder.steps.step_options import PipelineOptions
 
 RESIZE = {"mode": "shortSide", "size": 128, "maxSize": 128, "multipleOf": 128, "padding": "zeros"}
@@ -444,7 +450,7 @@ def ask(files: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[..., dict
             arrays = {
                 key: np.array([value], np.object_)
                 if isinstance(value, bytes)
-                else np.asarray(value, np.int32 if key == "POINT_LABELS" else np.float32)
+                else np.asarray(value, {"POINT_LABELS": np.int32, "PIXELS": np.uint8}.get(key, np.float32))
                 for key, value in tensors.items()
             }
             (response,) = step.execute([FakeRequest(arrays, outputs, given, request_id)])
@@ -558,6 +564,82 @@ def test_a_test_by_an_agent_runs_the_encoder_each_time(ask: Callable[..., Any]) 
 
     assert found["EMBEDDING_ID"].item() == b""
     assert mask_of(found)[50, 50]
+
+
+SIZE = 200 * 120
+IMAGE_WORK, MASKS_WORK = (SIZE, "pixels"), (SIZE, "pixels of masks as default")
+PROMPT = (SIZE, "pixels of prompted masks")
+CHOSEN = [(SIZE, "pixels with chosen objects")]
+BOXES = [[10, 10, 90, 90], [100, 30, 190, 110], [0, 0, 200, 120]]
+WORK: dict[str, tuple[dict[str, Any], list[tuple[int, str]]]] = {
+    "IMAGE": ({"IMAGE": picture()}, [IMAGE_WORK, PROMPT, MASKS_WORK]),
+    "PIXELS": ({"PIXELS": np.zeros((120, 200, 3), np.uint8)}, [IMAGE_WORK, PROMPT, MASKS_WORK]),
+    "EMBEDDING": ({}, [(0, "pixels"), PROMPT, MASKS_WORK]),
+    "POINTS": ({"POINTS": [DISC, SQUARE]}, [(0, "pixels"), PROMPT, MASKS_WORK]),
+    "POINT_LABELS": ({"POINTS": [DISC], "POINT_LABELS": [1]}, [(0, "pixels"), PROMPT, MASKS_WORK]),
+    "PROMPT_BOXES": (
+        {"PROMPT_BOXES": BOXES},
+        [(0, "pixels"), (3 * SIZE, PROMPT[1]), (3 * SIZE, MASKS_WORK[1])],
+    ),
+    "MASK_INPUT": (
+        {"POINTS": [DISC], "MASK_INPUT": np.zeros((CELLS, CELLS))},
+        [(0, "pixels"), PROMPT, MASKS_WORK],
+    ),
+    "points": ({"given": '{"points": "50,50"}'}, [(0, "pixels"), PROMPT, MASKS_WORK]),
+    "point_labels": (
+        {"given": '{"points": "50,50", "point_labels": "1"}'},
+        [(0, "pixels"), PROMPT, MASKS_WORK],
+    ),
+    "prompt_boxes": (
+        {"given": '{"prompt_boxes": "10,10,90,90;100,30,190,110"}'},
+        [(0, "pixels"), (2 * SIZE, PROMPT[1]), (2 * SIZE, MASKS_WORK[1])],
+    ),
+    "multimask": (
+        {"POINTS": [DISC], "given": '{"multimask": true}'},
+        [(0, "pixels"), (3 * SIZE, PROMPT[1]), (3 * SIZE, MASKS_WORK[1])],
+    ),
+    "encoding": (
+        {"POINTS": [DISC], "given": '{"encoding": "png"}'},
+        [(0, "pixels"), PROMPT, (SIZE, "pixels of masks as png")],
+    ),
+    "overlay": (
+        {"IMAGE": picture(), "POINTS": [DISC], "given": '{"overlay": "webp"}'},
+        [IMAGE_WORK, PROMPT, (SIZE, "pixels of masks as default and a webp")],
+    ),
+    "outputs": (
+        {"POINTS": [DISC], "given": '{"outputs": "SCORES"}'},
+        [(0, "pixels"), PROMPT, (SIZE, "pixels of masks as nothing")],
+    ),
+    "score_threshold": ({"IMAGE": picture(), "given": '{"score_threshold": 0.1}'}, CHOSEN),
+    "max_detections": ({"IMAGE": picture(), "given": '{"max_detections": 9}'}, CHOSEN),
+}
+"""A request for each input and option, and the work for which it takes places; without an image it is by the id."""
+
+
+def test_each_thing_that_a_request_can_have_has_a_measure() -> None:
+    inputs = {tensor.name for tensor in public_inputs(PIPELINE.input, prompts=True)}
+
+    assert WORK.keys() == inputs | RequestOptions.model_fields.keys() | {*PROMPT_PARAMETERS, MULTIMASK_PARAMETER}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_request_takes_a_place_for_all_that_it_makes_a_server_compute(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    request, expected = WORK[name]
+    by_id = {} if {"IMAGE", "PIXELS"} & request.keys() else {"EMBEDDING": ask(IMAGE=picture())["EMBEDDING_ID"].item()}
+    taken = list[tuple[int, str]]()
+    take = Place.take
+
+    def recorded(place: Place, size: int, kind: str) -> None:
+        taken.append((size, kind))
+        take(place, size, kind)
+
+    monkeypatch.setattr(Place, "take", recorded)
+    with pytest.raises(AssertionError) if expected is CHOSEN else nullcontext():
+        ask(**request, **by_id)
+
+    assert taken == expected
 
 
 def test_embeddings_take_at_most_half_of_a_servers_memory(

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from segserve_builder.backend import post, pre
 from segserve_builder.backend.batch_spans import spans
 from segserve_builder.backend.net import described_input
-from segserve_builder.backend.responses import SentRequest, StepFailure, failure_of
+from segserve_builder.backend.responses import SentRequest, StepFailure, failure_of, parameters_of
 from segserve_builder.errors import BadImageError, ImageMemoryError
 from segserve_builder.memory import is_out_of_memory, limit_allocations, return_freed_memory
-from segserve_builder.steps.image_session import ImageSession, Places, Turns
+from segserve_builder.steps.image_session import ImageSession, Place, Places, Turns
+from segserve_builder.steps.postprocess import SCORED_ONLY
 from segserve_builder.steps.public_outputs import GEOMETRY, NETWORK_INPUT, extra_input, network_output
 from segserve_builder.steps.session import Arena, InputMemoryError
 from segserve_builder.steps.step_options import PipelineOptions
@@ -57,29 +58,32 @@ class JoinedSteps:
     def answer(self, request: SentRequest) -> dict[str, NDArray[Any]] | StepFailure:
         """Return the public outputs that a request requires, or why it failed."""
         try:
-            with self._places.taken(pre.pixels_of(request)):
-                return self._answered_in_turn(request)
+            # A request that chooses its objects may have far more of them.
+            chooses = any(name in parameters_of(request) for name in SCORED_ONLY)
+            kind = "pixels with chosen objects" if chooses else "pixels"
+            with self._places.taken(pre.pixels_of(request), kind) as place:
+                return self._answered_in_turn(request, place)
         except _NoMemoryError as error:
             return failure_of(ImageMemoryError(str(error), self._limit_bytes), request.id)
         except Exception as error:
             return failure_of(error, request.id)
 
-    def _answered_in_turn(self, request: SentRequest) -> dict[str, NDArray[Any]]:
+    def _answered_in_turn(self, request: SentRequest, place: Place) -> dict[str, NDArray[Any]]:
         try:
             with self._turns.beside() as running:
-                return self.answered(request, lambda image, extra: self._session.run(image, running, extra))
+                return self.answered(request, place, lambda image, extra: self._session.run(image, running, extra))
         except _NoMemoryError:
             pass
         # An image must not depend on what runs beside it.
         with self._turns.alone():
             self.free()
-            return self.answered(request, self._session.run_alone)
+            return self.answered(request, place, self._session.run_alone)
 
-    def answered(self, request: SentRequest, run: Run) -> dict[str, NDArray[Any]]:
+    def answered(self, request: SentRequest, place: Place, run: Run) -> dict[str, NDArray[Any]]:
         """Return the public outputs that a request requires; `run` runs the network over one image."""
         tensors, outputs = self.run_network(request, run)
         tensors |= {network_output(name): array for name, array in outputs.items()}
-        return self.postprocessed(replace(request, tensors={**request.tensors, **tensors}))
+        return self.postprocessed(replace(request, tensors={**request.tensors, **tensors}), place)
 
     def run_network(self, request: SentRequest, run: Run) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Return what passes from the first step to the last, and the network's outputs, both by name."""
@@ -90,10 +94,10 @@ class JoinedSteps:
         with spans("network", request.parents), self.described(lambda: described_input(given, self._layout)):
             return tensors, self._outputs(given, extra, run)
 
-    def postprocessed(self, after: SentRequest) -> dict[str, NDArray[Any]]:
+    def postprocessed(self, after: SentRequest, place: Place) -> dict[str, NDArray[Any]]:
         """Return the public outputs of a request that has the network's outputs beside its own tensors."""
         with spans("post", after.parents), self.described(lambda: post.describe(after)):
-            answer = self._post.answer(after)
+            answer = self._post.answer(after, place)
         assert answer is not None  # a model with a heavy network has steps of its own
         size = ResizeTransform.from_numbers(after.tensors[GEOMETRY.name])
         if self._images.is_much_smaller(size.height * size.width):

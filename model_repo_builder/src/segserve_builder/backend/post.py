@@ -19,6 +19,7 @@ from segserve_builder.spec.names import AGENT_REQUEST_ID
 from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.answer_metrics import AnswerMetrics, Measures
 from segserve_builder.steps.cascade import HEAVY, LIGHT, TIER, light_score
+from segserve_builder.steps.image_session import Place
 from segserve_builder.steps.out_of_distribution import FlaggedImageError, score_of
 from segserve_builder.steps.postprocess import Postprocess, request_from_parameters, slice_of_parameters
 from segserve_builder.steps.public_outputs import (
@@ -100,12 +101,15 @@ class TritonPythonModel:
             streams.keep(stream, flags, frame)
         return answer
 
-    def answer(self, request: Any) -> dict[str, NDArray[Any]] | None:
-        """Return the public outputs that a request requires; None if the heavy network is to answer."""
-        return self._answered(request, parameters_of(request))
+    def answer(self, request: Any, place: Place | None = None) -> dict[str, NDArray[Any]] | None:
+        """Return the public outputs that a request requires; None if the heavy network is to answer.
+
+        If it has a place for what it computes, it takes another one for its masks.
+        """
+        return self._answered(request, parameters_of(request), place=place)
 
     def _answered(
-        self, request: Any, parameters: dict[str, Any], frame: Frame | None = None
+        self, request: Any, parameters: dict[str, Any], frame: Frame | None = None, place: Place | None = None
     ) -> dict[str, NDArray[Any]] | None:
         """Return the public outputs; None if the heavy network is to answer."""
         started_s = time.monotonic()
@@ -133,6 +137,8 @@ class TritonPythonModel:
                 self._metrics.count_tier(tier)
             if tier == HEAVY:
                 return None
+        if place is not None:
+            place.take(*self._postprocess.encoded_masks(value, overrides, transform))
         outputs = self._postprocess.encoded(value, overrides, wanted - ours.keys() - late - drawn)
         if self._unlike is not None:
             ours |= dict.fromkeys(late, self._scored(self._unlike, request, value, geometry))

@@ -64,7 +64,7 @@ class TritonPythonModel:
 
 
 def pixels_of(request: Any) -> int:
-    """Return the number of pixels of a request's image; 0 for a request without one, which `answer` refuses."""
+    """Return the number of pixels of a request's image; 0 for a request without one."""
     from segserve_builder.imaging.decoding import pixels_in
 
     pixels, encoded = input_array(request, "PIXELS"), input_array(request, "IMAGE")

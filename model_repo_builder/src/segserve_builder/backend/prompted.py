@@ -16,9 +16,11 @@ from segserve_builder.backend.batch_spans import spans
 from segserve_builder.backend.joined import JoinedSteps, Run
 from segserve_builder.backend.responses import SentRequest, input_array, parameters_of
 from segserve_builder.errors import BadImageError, PipelineError
+from segserve_builder.families.promptable import MULTIMASK
 from segserve_builder.memory import allow_total, available_bytes, total_allowed
 from segserve_builder.spec.names import AGENT_REQUEST_ID, CALLER_HEADER, listed_outputs
 from segserve_builder.steps.answer_metrics import Measures
+from segserve_builder.steps.image_session import Place
 from segserve_builder.steps.prompts import (
     Embedding,
     EmbeddingCache,
@@ -66,15 +68,17 @@ class PromptedSteps(JoinedSteps):
         self._decoder.close()
         self._embeddings.clear()
 
-    def answered(self, request: SentRequest, run: Run) -> dict[str, NDArray[Any]]:
+    def answered(self, request: SentRequest, place: Place, run: Run) -> dict[str, NDArray[Any]]:
         """Return the public outputs that a request requires; `run` runs the encoder over one image."""
         parameters = parameters_of(request)
         for name in ("score_threshold", "max_detections"):
             if name in parameters:
                 raise BadImageError(f"parameter {name!r} is not for prompts, whose masks are answered in their order")
         prompt = PromptInputs.of_request(request.tensors, parameters)
-        name, embedding = self._embedding(request, run)
+        name, embedding = self._embedding(request, place, run)
         transform = ResizeTransform.from_numbers(embedding.geometry)
+        masks = max(len(prompt.boxes), 1) * (MULTIMASK if prompt.multimask else 1)
+        place.take(transform.height * transform.width * masks, "pixels of prompted masks")
         with spans("decoder", request.parents), self.described(lambda: "decoding a prompt"):
             decoded = self._decoder(embedding.outputs, prompt, transform)
         tensors = {network_output(each): array for each, array in decoded.items()}
@@ -85,7 +89,7 @@ class PromptedSteps(JoinedSteps):
             parameters=json.dumps(parameters),
             tensors={**request.tensors, **tensors, GEOMETRY.name: embedding.geometry},
         )
-        answer = self.postprocessed(after)
+        answer = self.postprocessed(after, place)
         if EMBEDDING_ID.name in request.outputs:
             answer[EMBEDDING_ID.name] = np.array([name.encode()], np.object_)
         if LOGITS.name in request.outputs:
@@ -93,7 +97,7 @@ class PromptedSteps(JoinedSteps):
             answer[LOGITS.name] = decoded[self._logits][0] if wanted else empty(LOGITS)
         return answer
 
-    def _embedding(self, request: SentRequest, run: Run) -> tuple[str, Embedding]:
+    def _embedding(self, request: SentRequest, place: Place, run: Run) -> tuple[str, Embedding]:
         """Return a request's image by its id, which is empty if it is not kept, and its embedding."""
         caller = _caller(request.parameters)
         given = input_array(request, EMBEDDING.name)
@@ -110,7 +114,8 @@ class PromptedSteps(JoinedSteps):
             return "", self._encoded(request, run)  # a test of the encoder as well, however often it is made
         with self.described(lambda: pre.describe(request)):
             name = self._embeddings.id_of(images[0], caller)
-        is_known = self._embeddings.holds(name)
+        if is_known := self._embeddings.holds(name):
+            place.forget()
         embedding = self._embeddings.of_image(name, caller, lambda: self._encoded(request, run))
         if not self._embeddings.holds(name):
             name = ""

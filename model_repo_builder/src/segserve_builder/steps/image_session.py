@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 _SUCCESSES: Final = 64
 """Images after which one more runs beside the others again."""
 LONG_S: Final = 1.0
-"""Time from which on an image does not take the last place."""
+"""Time from which on work does not take the last place."""
 PATIENCE_S: Final = 2.0
-"""Time that such an image waits for another place, from the moment when there is none."""
+"""Time that such work waits for another place, from the moment when there is none."""
 _LIKE: Final = 0.8
-"""Fraction of the largest image's pixels from which on an image says how long the largest takes."""
+"""Fraction of the largest size from which on work says how long the largest of its kind takes."""
 
 
 class ImageSession:
@@ -138,48 +139,90 @@ class Turns:
 
 
 class Places:
-    """Keeps the last of some places free of images that take long, so that no caller's images keep others waiting.
+    """Keeps the last of some places free of work that takes long, so that no caller's requests keep others waiting.
 
-    How long an image takes follows from its pixels and the time of the largest one so far. `clock` returns seconds.
+    How long work takes follows from its size and the time of the largest of its kind so far; of a kind that was never
+    measured it counts as long. `clock` returns seconds.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
         self._most_long = max(most - 1, 1)
         self._clock = clock
-        self._largest, self._largest_s = 1, 0.0
+        self._largest: dict[str, tuple[int, float, float]] = {}
+        """By kind of work its largest size, the time of that, and how short the next measure may make it."""
         self._long, self._full_since_s = 0, 0.0
 
     @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        """Take a place for an image, once there is one; raises `BusyError` if none becomes free in time."""
-        expected_s = self._largest_s * pixels / self._largest
-        is_long = expected_s > LONG_S
-        if is_long:
-            self._take(pixels, expected_s)
-        began_s = self._clock()
+    def taken(self, size: int, kind: str = "pixels") -> Iterator[Place]:
+        """Take a place for a request's first work, of so many `kind`; waits and raises as `Place.take` does."""
+        place = Place(self)
+        place.take(size, kind)
         try:
-            yield
-            if pixels >= _LIKE * self._largest:
-                self._largest_s = (self._clock() - began_s) * max(1.0, self._largest / pixels)
-                self._largest = max(self._largest, pixels)
-        finally:
-            if is_long:
-                with self._changed:
-                    self._long -= 1
-                    self._changed.notify()
+            yield place
+        except BaseException:
+            place.leave(has_failed=True)
+            raise
+        place.leave()
 
-    def _take(self, pixels: int, expected_s: float) -> None:
+    def _take(self, work: str, expected_s: float) -> None:
         with self._changed:
-            # All images without a place wait for the same time together: each would keep others waiting for as long.
+            # All that are without a place wait for the same time together: each would keep others waiting for as long.
             patience_s = (
                 self._full_since_s + PATIENCE_S - self._clock() if self._long == self._most_long else PATIENCE_S
             )
             if not self._changed.wait_for(lambda: self._long < self._most_long, max(patience_s, 0.0)):
-                raise BusyError(
-                    f"{BUSY}: one of {pixels} pixels takes about {expected_s:.0f} s, and {self._long} are computed; "
-                    "try again later"
-                )
+                takes = f"takes about {expected_s:.0f} s" if math.isfinite(expected_s) else "may take long"
+                raise BusyError(f"{BUSY}: one of {work} {takes}, and {self._long} are computed; try again later")
             self._long += 1
             if self._long == self._most_long:
                 self._full_since_s = self._clock()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._long -= 1
+            self._changed.notify()
+
+
+class Place:
+    """The place of one request among `Places`, for one kind of work after the other."""
+
+    def __init__(self, places: Places) -> None:
+        self._places, self._is_long = places, False
+        self._size, self._kind, self._expected_s, self._began_s = 0, "", 0.0, 0.0
+
+    def take(self, size: int, kind: str) -> None:
+        """End the work so far, and take a place for what comes next; raises `BusyError` if none is free in time."""
+        self._measure(has_failed=False)
+        places = self._places
+        largest, largest_s, _ = places._largest.get(kind, (1, math.inf, 0.0))
+        expected_s = largest_s * size / largest if size else 0.0
+        is_long = expected_s > LONG_S
+        if is_long and not self._is_long:
+            places._take(f"{size} {kind}", expected_s)
+        elif self._is_long and not is_long:
+            places._leave()
+        self._is_long, self._size, self._kind, self._expected_s = is_long, size, kind, expected_s
+        self._began_s = places._clock()
+
+    def leave(self, *, has_failed: bool = False) -> None:
+        """End the work."""
+        self._measure(has_failed)
+        if self._is_long:
+            self._places._leave()
+
+    def forget(self) -> None:
+        """Measure nothing of the work so far, as it was known already."""
+        self._size = 0
+
+    def _measure(self, has_failed: bool) -> None:
+        places, size = self._places, self._size
+        known = places._largest.get(self._kind)
+        largest, _, least_s = known or (1, 0.0, 0.0)
+        took_s = places._clock() - self._began_s
+        # What fails early says nothing, and one that is quick not that all are.
+        if size >= _LIKE * largest and not (has_failed and took_s < self._expected_s):
+            found_s = max(took_s * max(1.0, largest / size), least_s)
+            # The first one has also started what it needs.
+            places._largest[self._kind] = max(largest, size), found_s, found_s / 2 if known else 0.0
+        self._size = 0

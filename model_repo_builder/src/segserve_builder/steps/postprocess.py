@@ -117,6 +117,16 @@ class Postprocess:
         read = wanted if request.outputs is None else wanted & (request.outputs | ALWAYS)
         return encode(value, self._pipeline, request, read) | {name: self._empty[name] for name in wanted - read}
 
+    def encoded_masks(self, value: Any, request: RequestOptions, transform: ResizeTransform) -> tuple[int, str]:
+        """Return how much `encoded` and an overlay compute: the pixels of all masks, and of which kind they are."""
+        found = (getattr(value, name, None) for name in ("masks", "segments"))
+        masks = next((each for each in found if each is not None), self._pipeline.classes)
+        encoding = request.encoding or self._pipeline.output.encoding or "default"
+        if request.outputs is not None and not request.outputs & {"MASKS", "LABELS"}:
+            encoding = "nothing"
+        kind = f"pixels of masks as {encoding}{f' and a {request.overlay}' if request.overlay else ''}"
+        return transform.height * transform.width * max(len(masks), 1), kind
+
     def _check_request(self, request: RequestOptions) -> None:
         # One list of outputs is for all revisions of a model.
         unknown = sorted((request.outputs or frozenset()) - self._empty.keys() - set(OPTIONAL_OUTPUTS))
