@@ -216,7 +216,7 @@ def test_the_client_raises_its_typed_errors(coins: Running, protocol: Protocol) 
             client.segment(b"hello", model="coins")
         with pytest.raises(BadRequestError, match="score_threshold' is for models of task detection"):
             client.segment(PNG, model="coins", score_threshold=0.5)
-        with pytest.raises(BadRequestError, match="PIXELS has 4001 x 4000"):
+        with pytest.raises(BadRequestError, match="PIXELS has 4000 x 4001"):
             client.segment(np.zeros((4001, 4000), np.uint8), model="coins")
         with pytest.raises(ModelNotFoundError, match="unknown model 'nope'") as unknown:
             client.segment(PNG, model="nope")
