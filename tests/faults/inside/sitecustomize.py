@@ -70,14 +70,14 @@ class _Faulty:
         delay_s = self._fault.get("delay_ms", 0) / 1000
         return _sent_later(requests, responses, delay_s) if delay_s else responses
 
-    def answer(self, request):
+    def answer(self, request, *place):
         fault = self._plan.now()
         self._served += 1
         self._fault = fault if self._served > fault.get("after", 0) else WELL
         self._harm_all()
         if not self._is_apart:  # others are answered meanwhile, in other threads
             time.sleep(self._fault.get("delay_ms", 0) / 1000)
-        return super().answer(request)
+        return super().answer(request, *place)
 
     def _harm_all(self):
         if self._fault.get("hang"):

@@ -388,23 +388,20 @@ def test_an_image_that_takes_long_gets_the_place_of_another_that_ends(places: Pl
         assert waiting.result(60) == "run"
 
 
-def test_work_of_a_kind_that_was_never_measured_does_not_take_the_last_place(
-    places: Places, now_s: list[float]
-) -> None:
-    with places.taken(1, "drawings"), places.taken(1, "drawings"):
+def test_each_kind_of_work_has_its_own_measure(places: Places, now_s: list[float]) -> None:
+    with places.taken(LARGE), places.taken(LARGE), places.taken(LARGE, "drawings"):
+        now_s[0] += 2
+    with places.taken(LARGE, "drawings"), places.taken(LARGE, "drawings"):
         now_s[0] += PATIENCE_S
-        with pytest.raises(BusyError, match="one of 1 drawings may take long, and 2 are computed"):
-            places.taken(1, "drawings").__enter__()
-
-    with places.taken(1, "outlines"):
-        pass
-    with places.taken(1, "outlines"), places.taken(1, "outlines"), places.taken(1, "outlines"):
-        pass
+        with pytest.raises(BusyError, match="one of 20000 drawings takes about 2 s, and 2 are computed"):
+            places.taken(LARGE, "drawings").__enter__()
 
 
 def test_a_request_keeps_its_place_for_the_next_long_work_and_gives_it_up_for_quick_work(
     places: Places, now_s: list[float]
 ) -> None:
+    with places.taken(LARGE, "drawings"):
+        now_s[0] += 2
     with places.taken(LARGE) as first, places.taken(LARGE):
         now_s[0] += 2
         first.take(LARGE, "drawings")
@@ -421,17 +418,19 @@ def test_a_request_keeps_its_place_for_the_next_long_work_and_gives_it_up_for_qu
 def test_one_request_that_is_quick_or_known_does_not_make_all_quick(
     places: Places, now_s: list[float], is_known: bool
 ) -> None:
-    with places.taken(LARGE):
+    with places.taken(1000, "drawings"):
+        now_s[0] += 0.1
+    with places.taken(LARGE, "drawings"):
         now_s[0] += 8
     for _ in range(9 if is_known else 2):
-        with places.taken(LARGE) as place:
+        with places.taken(LARGE, "drawings") as place:
             if is_known:
                 place.forget()
 
-    with places.taken(LARGE), places.taken(LARGE):
+    with places.taken(LARGE, "drawings"), places.taken(LARGE, "drawings"):
         now_s[0] += PATIENCE_S
         with pytest.raises(BusyError):
-            places.taken(LARGE).__enter__()
+            places.taken(LARGE, "drawings").__enter__()
 
 
 def test_a_failure_makes_no_work_quick(places: Places, now_s: list[float]) -> None:

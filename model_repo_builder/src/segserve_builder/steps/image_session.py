@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -141,8 +140,8 @@ class Turns:
 class Places:
     """Keeps the last of some places free of work that takes long, so that no caller's requests keep others waiting.
 
-    How long work takes follows from its size and the time of the largest of its kind so far; of a kind that was never
-    measured it counts as long. `clock` returns seconds.
+    How long work takes follows from its size and the time of the largest of its kind so far: the proof of a revision
+    measures each kind before callers come. `clock` returns seconds.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -172,8 +171,8 @@ class Places:
                 self._full_since_s + PATIENCE_S - self._clock() if self._long == self._most_long else PATIENCE_S
             )
             if not self._changed.wait_for(lambda: self._long < self._most_long, max(patience_s, 0.0)):
-                takes = f"takes about {expected_s:.0f} s" if math.isfinite(expected_s) else "may take long"
-                raise BusyError(f"{BUSY}: one of {work} {takes}, and {self._long} are computed; try again later")
+                takes = f"one of {work} takes about {expected_s:.0f} s"
+                raise BusyError(f"{BUSY}: {takes}, and {self._long} are computed; try again later")
             self._long += 1
             if self._long == self._most_long:
                 self._full_since_s = self._clock()
@@ -195,7 +194,7 @@ class Place:
         """End the work so far, and take a place for what comes next; raises `BusyError` if none is free in time."""
         self._measure(has_failed=False)
         places = self._places
-        largest, largest_s, _ = places._largest.get(kind, (1, math.inf, 0.0))
+        largest, largest_s, _ = places._largest.get(kind, (1, 0.0, 0.0))
         expected_s = largest_s * size / largest if size else 0.0
         is_long = expected_s > LONG_S
         if is_long and not self._is_long:
@@ -223,6 +222,7 @@ class Place:
         # What fails early says nothing, and one that is quick not that all are.
         if size >= _LIKE * largest and not (has_failed and took_s < self._expected_s):
             found_s = max(took_s * max(1.0, largest / size), least_s)
-            # The first one has also started what it needs.
-            places._largest[self._kind] = max(largest, size), found_s, found_s / 2 if known else 0.0
+            # The first one has also started what it needs. Images do not differ in what is computed of a pixel.
+            halved_s = found_s / 2 if known and self._kind != "pixels" else 0.0
+            places._largest[self._kind] = max(largest, size), found_s, halved_s
         self._size = 0
