@@ -44,11 +44,11 @@ async def absent(rollout: Rollout, away_s: dict[str, int], *, asked: bool) -> li
     return weights
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     phase=st.sampled_from(PHASES),
-    main_s=st.integers(1, 30),
-    own_s=st.integers(1, 30),
+    main_s=st.integers(1, 15),
+    own_s=st.integers(1, 15),
     asked=st.booleans(),
     ends=st.booleans(),
 )

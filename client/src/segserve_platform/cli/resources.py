@@ -120,7 +120,7 @@ def _revision_text(
         return ""
     if not former:
         return f": revision {next_one}"
-    present = Present.of(before[resource.resource.metadata.name])
+    present = Present.of(before.get(resource.resource.metadata.name) or change.before or {})
     role, stays = present.role_of(next_one), "stays " if next_one == former else ""
     kept = {"stable": ", which serves", "previous": ", which is kept loaded: it serves again at once"}
     if stays or role in kept:

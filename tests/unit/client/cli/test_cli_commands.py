@@ -55,6 +55,9 @@ class FakePlatform:
     def pools(self) -> list[Json]:
         return []
 
+    def last_words(self, model: str) -> str:
+        return "; its log ends: no memory"
+
     def states(self, kind: str, name: str) -> Iterator[Json | None]:
         while (kind, name) not in self.deleted:
             yield self.model(name)
@@ -128,7 +131,7 @@ WAITS: dict[str, tuple[list[dict[str, str]], str]] = {
     ),
     "what may heal is waited for, and named": (
         conditions("Unschedulable", "0 of 3 nodes", Degraded="True"),
-        "error: coins is not ready after 0s: Unschedulable: 0 of 3 nodes\n",
+        "error: coins is not ready after 0s: Unschedulable: 0 of 3 nodes; its log ends: no memory\n",
     ),
 }
 

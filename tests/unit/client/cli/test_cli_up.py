@@ -168,7 +168,6 @@ def test_a_folder_whose_path_a_shell_would_split_is_refused_at_once(
     assert code == 1
     assert f"Triton cannot start its steps below a path with {odd!r}" in complaint
     assert f"set {variable} to another folder" in complaint
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["jürgen", "a-b_c.d", "x:y,z=1@2%3+4~", "数据"])
