@@ -44,9 +44,8 @@ def pixel_labels(dataset: Dataset, image: LabelledImage, classes: Classes) -> Re
     """Return a mask of each labelled class.
 
     Pixels without a label do not count, which in a label map are of 255 or below its first class. In a data set of
-    objects each pixel
-    counts except pixels of objects of several classes; where there is no object, it is of the class called background,
-    if the model has one.
+    objects each pixel counts except pixels of objects of several classes; where there is no object, it is of the class
+    called background, if the model has one.
     """
     if dataset.labels == "objects":
         return _pixels_of_objects(image, classes)

@@ -197,9 +197,9 @@ def evaluate(
     `data` is a COCO, COCO panoptic, Label Studio or LabelMe JSON file, or a folder: with one such file, or one of
     LabelMe for each image, with `data.yaml` (YOLO), or with `images` and `labels` (label maps as PNG or TIFF). `images`
     is the folder of a JSON file's images, which are otherwise looked for beside it. `classes` names those that count,
-    by default all of the data set. `labels_from` is the value of the first class in
-    label maps, 1 where 0 is no class. `score_threshold` and `max_detections` are as in `Client.segment`; AP needs a low
-    threshold. `resamples` samples of the images, drawn with a fixed seed, give the intervals.
+    by default all of the data set. `labels_from` is the value of the first class in label maps, 1 where 0 is no class.
+    `score_threshold` and `max_detections` are as in `Client.segment`; AP needs a low threshold. `resamples` samples of
+    the images, drawn with a fixed seed, give the intervals.
 
     `by` divides the images into slices, each of which has its mean IoU, AP or PQ: by `folder`, or by a CSV file with
     the columns image and slice, a JSON file with the slice of each image, or the same as a mapping.

@@ -111,8 +111,8 @@ class DetectionFamily(Family):
     def tensors(self, signature: NetworkSignature, model: ModelContext) -> NetworkIO:
         """Return the image input, boxes, labels, heads, and scores if they are separate.
 
-        Outputs are identified by their names, or else by dtype and shape. Either all have a batch
-        in front of the shape in `OutputRole`, or none has. Raises `SignatureError` if one is not identified.
+        Outputs are identified by their names, or else by dtype and shape. Either all have a batch in front of the shape
+        in `OutputRole`, or none has. Raises `SignatureError` if one is not identified.
         """
         image, layout = image_input(signature, model, may_be_single=True)
         roles = (BOXES, LABELS) if self.heads is None else (BOXES, LABELS, self.heads)

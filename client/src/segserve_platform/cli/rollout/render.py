@@ -83,8 +83,8 @@ class RolloutTree:
         view = self.view
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
         table.add_column("now")
-        columns = ["weight", *(["requests/s", "errors", "p50", "p95"] if view.is_live else [])]
-        for name in (*columns, *(["judged"] if self.wide and view.is_live else [])):
+        figures = ["requests/s", "errors", "p50", "p95", *(["judged"] if self.wide else [])]
+        for name in ("weight", *(figures if view.is_live else [])):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("revision", overflow="fold")
         judged = {side.revision: side.requests for side in view.sides()}

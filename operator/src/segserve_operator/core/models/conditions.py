@@ -43,7 +43,6 @@ from segserve_operator.core.world.slo import slo_of, slo_state
 from segserve_operator.core.world.streams import split_streams
 
 GOLDEN_REASONS: Final = frozenset({"GoldenFailed", "NonFinite"})
-_LOADED: Final = 2
 
 
 def status_of(
@@ -112,11 +111,11 @@ def _conditions(
     ready = replace(serving, type="Ready")
     if model.deleting:
         ready = ObservedCondition("Ready", "False", "Deleting", "the model is being deleted")
-    proved = _former_proof(roles, state)
+    passed = _former_proof(roles, state)
+    proof = (_artifact(roles, newest), _loaded(roles, newest, problem), _golden(model, roles, newest, trial))
     return (
-        *proved,
-        *(() if len(proved) else (_artifact(roles, newest), _loaded(roles, newest, problem))),
-        *(() if len(proved) > _LOADED else (_golden(model, roles, newest, trial),)),
+        *passed,
+        *proof[len(passed) :],
         serving,
         ready,
         progressing,
@@ -225,7 +224,8 @@ def _former_proof(roles: Roles, state: RolloutState | None) -> tuple[ObservedCon
         return ()
     # The first decision of a rollout is that servers have proved its revision, or that they cannot.
     rolled_out = state is not None and state.revision == candidate.revision and state.ended and state.sequence > 1
-    if not rolled_out and candidate.failure.reason not in GOLDEN_REASONS:
+    by_golden = candidate.failure.reason in GOLDEN_REASONS
+    if not rolled_out and not by_golden:
         return ()
     ended = f"; {candidate.revision} has failed since, and has no servers"
     passed = (
@@ -233,7 +233,7 @@ def _former_proof(roles: Roles, state: RolloutState | None) -> tuple[ObservedCon
         ObservedCondition("RevisionLoaded", "True", "Loaded", f"Triton had loaded it{ended}"),
         ObservedCondition("GoldenPassed", "True", "AnswersMatch", f"its servers had proved it{ended}"),
     )
-    return passed if rolled_out and candidate.failure.reason not in GOLDEN_REASONS else passed[:_LOADED]
+    return passed[:2] if by_golden else passed
 
 
 def _artifact(roles: Roles, report: ModelReport | None) -> ObservedCondition:
