@@ -125,8 +125,8 @@ $(PYTHON_VENV)/stamp: pyproject.toml constraints.txt | $(UV)
 	$(call INSTALL,$(PYTHON_VENV)) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-test-python: $(PYTHON_VENV)/stamp  ## The quick tests of operator, builder and command line on another Python: PYTHON=python3.13
-	$(PYTHON_VENV)/bin/pytest $(SPREAD) -m 'not same and not thorough and not needs and not cluster and not platform'
+test-python: $(PYTHON_VENV)/stamp  ## The quick tests on another Python: PYTHON=python3.12 or python3.13
+	$(PYTHON_VENV)/bin/python tests/tiers.py run $(notdir $(PYTHON))
 
 # ONNX Runtime with its CUDA provider brings NVIDIA's libraries, two gigabytes: only where there is a GPU.
 $(VENV)-gpu/stamp: pyproject.toml constraints.txt | $(UV)
@@ -160,7 +160,7 @@ same: $(VENV)/dev.stamp  ## Compare what is generated, and all lists, with what 
 write: crds dashboards  ## Write all that is generated: definitions, reference, dashboards, alerts, golden files
 	SEGSERVE_WRITE_GOLDEN=1 $(BIN)/pytest $(SPREAD) --quiet -m same $(SAME)
 
-tiers: $(VENV)/dev.stamp  ## The last run of each tier, and whether what it covers has changed since
+tiers: $(VENV)/dev.stamp  ## The last run of each tier, whether what it covers has changed since, and whether all are green here
 	@$(BIN)/python tests/tiers.py list
 
 test-platform: kernels  ## The rest of the tests on the real Triton and Envoy
@@ -168,7 +168,7 @@ test-platform: kernels  ## The rest of the tests on the real Triton and Envoy
 
 test-native: export SEGSERVE_TRITON := $(abspath $(TRITON))
 test-native: kernels  ## Families, changes, crashes and loads on another Triton: TRITON=folder with backends/, and with bin/tritonserver or without
-	$(TIER) native
+	$(TIER) native-$(if $(wildcard $(TRITON)/bin/tritonserver),26.04,24.10)
 
 test-oracles: oracles peers annotators exporters kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
 	$(TIER) oracles
@@ -191,7 +191,9 @@ test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a cr
 test-edits: kernels  ## Random edits of resources with fresh seeds, for MINUTES=10
 	$(TIER) edits $(MINUTES)
 
-test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits test-cluster test-neighbours  ## All tiers, one after the other
+test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits fuzz test-cluster test-neighbours  ## All tiers but those on another Triton and beside other work
+	$(MAKE) test-python PYTHON=python3.12
+	$(MAKE) test-python PYTHON=python3.13
 
 check: same lint kernels  ## What is generated, lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (3 minutes)
 	$(PYTEST) -m 'not same and not thorough and not needs and not cluster and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
@@ -200,8 +202,8 @@ fuzz: kernels  ## Look for counterexamples of the property tests with fresh seed
 	$(TIER) properties $(MINUTES)
 
 test-busy: oracles peers cluster-build  ## The tests on the real servers and Kubernetes while every core is busy with something else
-	$(BIN)/python tests/busy.py $(PYTEST) -m platform tests/e2e tests/contract
-	$(BIN)/python tests/busy.py $(BIN)/pytest --durations 25 -m cluster
+	$(TIER) busy
+	$(TIER) busy-cluster
 
 lint: $(VENV)/dev.stamp  ## Style, types, layers
 	$(BIN)/ruff check

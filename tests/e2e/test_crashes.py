@@ -33,12 +33,22 @@ UNAVAILABLE = ("OverloadedError", "StatusCode.UNAVAILABLE")
 UNREACHABLE = (*UNAVAILABLE, "GatewayUnreachableError", "ConnectionLostError")
 BROKEN_OFF = (*UNAVAILABLE, "ServerError", "StepDiedError", "StatusCode.INTERNAL")
 Edit = Callable[..., Path]
+PATIENT = f"""\
+apiVersion: segserve.dev/v1alpha1
+kind: TritonPool
+metadata: {{name: default}}
+spec:
+  gateway: {{requestTimeoutSeconds: {HANG_S:.0f}}}
+"""
+"""How long it takes until what died or hangs is noticed is the machine's matter."""
 
 
 @pytest.fixture(scope="module")
-def watched() -> Iterator[Watched]:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """One platform for the module; each test leaves it serving `coins`."""
-    with platform(MODELS) as running:
+    pool: Path = tmp_path_factory.mktemp("pool") / "pool.yaml"
+    pool.write_text(PATIENT)
+    with platform(MODELS, pool) as running:
         yield Watched(running)
 
 

@@ -48,7 +48,7 @@ def test_any_number(number):
     with Path("numbers").open("a") as file:
         print(number, file=file)
 """
-PLUGINS = ("-p", "selection", "-p", "_hypothesis_pytestplugin", "-p", "xdist.plugin")
+PLUGINS = ("-p", "opened", "-p", "selection", "-p", "_hypothesis_pytestplugin", "-p", "xdist.plugin")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -131,3 +131,26 @@ def test_a_property_test_tries_the_same_examples_each_time_and_others_when_it_is
 
     assert tried[0] == tried[1]
     assert tried[2] != tried[3]
+
+
+@pytest.mark.parametrize("spread", [(), ("-n2", "--dist=loadfile")], ids=["one process", "two processes"])
+def test_a_run_names_the_files_of_the_project_that_its_tests_open(
+    run: Run, tmp_path: Path, spread: tuple[str, ...]
+) -> None:
+    for name in ("read.txt", "given.txt", "left.txt", "module.py"):
+        (tmp_path / name).write_text("")
+    tests = """
+import subprocess
+from pathlib import Path
+
+def test_that_opens():
+    import module
+    Path(__file__).with_name("read.txt").read_text()
+    subprocess.run(["true", Path(__file__).with_name("given.txt")], check=True)
+"""
+
+    assert run(tests, "--opened", "opened", *spread).returncode == 0
+
+    opened = (tmp_path / "opened").read_text().splitlines()
+    assert {"read.txt", "given.txt", "module.py"} <= set(opened)
+    assert "left.txt" not in opened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from _pytest.mark.expression import Expression
 
 import tiers
 from second_look import Results
+from selection import MUST_RUN_ALL
 from tiers import TIERS, digest, record_of, standing, summary
 
 CORE = {"core", "platform"}
@@ -21,7 +23,7 @@ MARKS = ("same", "thorough", "needs", "cluster", "neighbours", "core", "platform
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, in place of this one."""
-    for path in ("covered/file.py", "other/file.py", ".gitignore"):
+    for path in ("covered/file.py", "other/file.py", "tests/file.py", ".gitignore"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text("out/\n")
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -29,13 +31,17 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     monkeypatch.setattr(tiers, "ROOT", tmp_path)
     monkeypatch.setattr(tiers, "OUT", tmp_path / "out")
-    monkeypatch.setattr(tiers, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(tiers, "RECORDS", tmp_path / "tests/records")
     return tmp_path
 
 
 @pytest.mark.same
 def test_every_test_belongs_to_a_tier() -> None:
-    whole = [Expression.compile(tier.marks) for name, tier in TIERS.items() if not tier.paths or name == "same"]
+    whole = [
+        Expression.compile(tier.marks)
+        for name, tier in TIERS.items()
+        if (not tier.paths or name == "same") and not tier.busy and tier.environment == ".venv"
+    ]
 
     def is_run(marks: set[str]) -> bool:
         return any(tier.evaluate(lambda name, **_: name in marks) for tier in whole)
@@ -55,6 +61,11 @@ def test_what_a_tier_names_is_there() -> None:
     assert [path for path in named if not list(tiers.ROOT.glob(path))] == []
 
 
+@pytest.mark.same
+def test_the_page_of_the_records_is_what_they_say() -> None:
+    assert (tiers.RECORDS / "README.md").read_text() == tiers.page()
+
+
 def test_a_digest_is_of_what_is_covered(checkout: Path) -> None:
     before = digest(["covered"])
 
@@ -65,13 +76,52 @@ def test_a_digest_is_of_what_is_covered(checkout: Path) -> None:
 
 
 def test_a_record_says_what_it_is_worth(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TIERS, "platform", tiers.Tier("servers", ("covered",), "platform"))  # type: ignore[arg-type]
+    monkeypatch.setitem(TIERS, "platform", tiers.Tier("servers", ("covered",), "platform"))
     assert standing("platform").startswith("no record")
 
     tiers.write_record("platform", Results({"tests/a/test_b.py::test_c": "passed"}), 60.0)
     assert standing("platform").startswith("green, current; 1 passed, 0 not run in 1.0 minutes")
     (checkout / "covered/file.py").write_text("changed")
     assert standing("platform").startswith("green, older than what it covers")
+
+
+def test_a_record_is_also_of_what_its_tests_opened(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TIERS, "platform", tiers.Tier("servers", ("covered",), "platform"))
+    tiers.OUT.mkdir()
+    (tiers.OUT / "opened.txt").write_text("other/file.py\ncovered/file.py\n.git/HEAD\ntests/records/platform.json\n")
+    record = tiers.write_record("platform", Results({"tests/a/test_b.py::test_c": "passed"}), 60.0)
+    assert record["alsoOpened"] == ["other/file.py"]
+    assert tiers.is_current("platform")
+
+    (checkout / "other/file.py").write_text("changed")
+    assert not tiers.is_current("platform")
+
+
+def test_all_tiers_are_green_at_a_commit_if_each_has_a_green_record_of_its_files(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "TIERS", {name: tiers.Tier(name, ("covered",), name) for name in ("platform", "edits")})
+    passed = Results({"tests/a/test_b.py::test_c": "passed"})
+    tiers.write_record("platform", passed, 60.0)
+    assert re.fullmatch(r"not all green at [0-9a-f]{9}: edits", tiers.whole_standing())
+
+    tiers.write_record("edits", passed, 60.0)
+    assert re.fullmatch(r"all green at [0-9a-f]{9}", tiers.whole_standing())
+    (checkout / "other/file.py").write_text("changed")
+    assert re.fullmatch(r"all green at [0-9a-f]{9}, with changes that are not committed", tiers.whole_standing())
+    (checkout / "covered/file.py").write_text("changed")
+    assert tiers.whole_standing().endswith(": platform, edits")
+
+
+@pytest.mark.parametrize(("is_set", "folders"), [(True, ["out", "tests/records"]), (False, ["out"])])
+def test_a_quick_tier_has_a_record_if_nothing_may_be_skipped(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool, folders: list[str]
+) -> None:
+    monkeypatch.setenv(MUST_RUN_ALL, "1" if is_set else "")
+
+    tiers.write_record("same", Results({"tests/a/test_b.py::test_c": "passed"}), 60.0)
+
+    assert sorted(str(path.parent.relative_to(checkout)) for path in checkout.rglob("same.json")) == folders
 
 
 def test_a_record_has_no_folder_of_this_machine(checkout: Path) -> None:
@@ -92,7 +142,7 @@ def test_the_record_of_a_long_tier_can_be_committed(checkout: Path, name: str) -
     untracked = subprocess.run(
         ["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True, check=True
     )
-    assert untracked.stdout == "?? records/\n"
+    assert untracked.stdout == "?? tests/records/\n"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +173,7 @@ def test_a_run_of_all_quick_tests_names_the_long_tiers_that_are_old(
     assert tiers.run_tier("test", 0.0) == 0
 
     _, _, old = capsys.readouterr().out.partition("==== LONG TIERS OLDER THAN WHAT THEY COVER ====")
-    assert "platform   no record" in old
+    assert "platform     no record" in old
     assert "edits" not in old
 
 
@@ -135,7 +185,7 @@ def test_a_summary_names_what_failed_what_was_flaky_and_where_the_minutes_went(c
         flaky={"tests/unit/a/test_a.py::test_a": "in call: too slow"},
     )
 
-    text = summary(record_of("test", results, 60.0))
+    text = summary(record_of("test", results, 60.0, load=0.0))
 
     assert "FLAKY" in text
     assert "in call: too slow" in text

@@ -22,13 +22,19 @@ from segserve_common.process_record import ProcessRecord
 
 # Like Triton 2.51, it does not wait for a step's process that has ended; like Triton 26.04, it does when it is asked.
 SERVER = """
-import subprocess, sys
-steps = [subprocess.Popen([sys.argv[1], step]) for step in sys.argv[2:]]
+import pathlib, subprocess, sys
+def started(*command):
+    process = subprocess.Popen(command)
+    # The kernel says that the program runs a moment before it shows the command.
+    while not pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        pass
+    return process
+steps = [started(sys.argv[1], step) for step in sys.argv[2:]]
 print(*(step.pid for step in steps), flush=True)
 for line in sys.stdin:
     steps[0].wait()
     if line == "reload\\n":
-        steps[0] = subprocess.Popen(steps[0].args)
+        steps[0] = started(*steps[0].args)
     print("done", flush=True)
 for step in steps:
     step.kill()
