@@ -181,8 +181,9 @@ e2e-kind: test-cluster
 test-neighbours: cluster-build kernels  ## What users have beside us, on a real Kubernetes (Docker or, on Debian, root; Go)
 	$(TIER) neighbours
 
-test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go)
-	$(TIER) cluster
+test-cluster: export SEGSERVE_TEST_KUBERNETES := $(KUBERNETES)
+test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go); KUBERNETES=1.35: of that minor version
+	$(TIER) cluster$(if $(KUBERNETES),-$(KUBERNETES))
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
 test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a crash at every write

@@ -100,6 +100,16 @@ def _python(version: str) -> Tier:
     )
 
 
+def _cluster(title: str, *, busy: bool = False) -> Tier:
+    return Tier(
+        title,
+        (*PRODUCT, *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/contract", "tests/e2e/cluster"),
+        "cluster and not neighbours",
+        options=(),
+        busy=busy,
+    )
+
+
 TIERS: Final[Mapping[str, Tier]] = {
     "same": Tier(
         "what is generated beside what it is generated from, and all lists beside what they list",
@@ -139,12 +149,8 @@ TIERS: Final[Mapping[str, Tier]] = {
     ),
     "python3.12": _python("3.12"),
     "python3.13": _python("3.13"),
-    "cluster": Tier(
-        "a real Kubernetes",
-        (*PRODUCT, *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/contract", "tests/e2e/cluster"),
-        "cluster and not neighbours",
-        options=(),
-    ),
+    "cluster": _cluster("a real Kubernetes"),
+    "cluster-1.35": _cluster("Kubernetes 1.35"),
     "neighbours": Tier(
         "what users have beside us, on a real Kubernetes",
         (
@@ -166,13 +172,7 @@ TIERS: Final[Mapping[str, Tier]] = {
         paths=("tests/e2e", "tests/contract"),
         busy=True,
     ),
-    "busy-cluster": Tier(
-        "a real Kubernetes while every core is busy with something else",
-        (*PRODUCT, *EVERYBODYS, "charts", "crds", "images", "tests/cluster", "tests/contract", "tests/e2e/cluster"),
-        "cluster and not neighbours",
-        options=(),
-        busy=True,
-    ),
+    "busy-cluster": _cluster("a real Kubernetes while every core is busy with something else", busy=True),
     "edits": Tier(
         "random edits of resources, with fresh seeds",
         ("operator/src", *EVERYBODYS, "tests/convergence"),

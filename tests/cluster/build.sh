@@ -10,10 +10,10 @@ digest() { cat "$@" | sha256sum | cut -c1-16; }
 
 programs() { # NAME PACKAGE...: build Go programs; NAME says which they are
   local at=k8s.io/component-base/version minor=${KUBERNETES#*.} digest
-  digest=$(digest "$HERE/go.mod" "$HERE/go.sum")
+  digest=$(digest "$GO_MOD" "${GO_MOD%.mod}.sum")
   [ "$(cat "$BUILT/.$1" 2>/dev/null)" != "$digest" ] || return 0
   # kubeadm asks for images of the version that it is stamped with.
-  (cd "$HERE" && GOFLAGS=-mod=readonly CGO_ENABLED=0 nice go build -trimpath -o "$BUILT/" -ldflags "-s -w -X $at.gitVersion=$KUBERNETES \
+  (cd "$HERE" && GOFLAGS="-mod=readonly -modfile=${GO_MOD##*/}" CGO_ENABLED=0 nice go build -trimpath -o "$BUILT/" -ldflags "-s -w -X $at.gitVersion=$KUBERNETES \
     -X $at.gitMajor=1 -X $at.gitMinor=${minor%.*} -X $at.gitTreeState=archive" "${@:2}")
   [ "$1" != all ] || ln -f "$BUILT/server" "$BUILT/etcd"  # named by the last word of its package
   ln -sf "$BUILT/kind" "$BUILT/kubectl" "$BIN/"
@@ -26,7 +26,7 @@ if [ "${1-}" = programs ]; then programs all tool; exit; fi
 PULLED=docker.io/kindest/node:$KUBERNETES PYTHON=localhost/segserve-python:test
 ROUTER=localhost/segserve-kube-router:test ROUTER_MODULE=github.com/cloudnativelabs/kube-router/v2@v2.1.0
 METRICS=localhost/segserve-metrics-server:test METRICS_MODULE=sigs.k8s.io/metrics-server@v0.9.0
-OURS=localhost/segserve-node:$(digest "$HERE"/{go.mod,go.sum,build.sh})
+OURS=localhost/segserve-node:$(digest "$GO_MOD" "${GO_MOD%.mod}.sum" "$HERE/build.sh")
 has() { docker image inspect "$1" >/dev/null 2>&1; }
 if ! has "$OURS" && { has "$PULLED" || docker pull --quiet "$PULLED" >/dev/null 2>&1; }; then
   programs few sigs.k8s.io/kind k8s.io/kubernetes/cmd/kubectl
@@ -64,7 +64,7 @@ debian node "systemd,systemd-sysv,dbus,conntrack,iptables,nftables,ipset,iproute
 # -- a node's root folder: Debian, kind's own files, the programs -----------------
 ROOT=$WORK/root
 rm -rf "$WORK"; mkdir -p "$ROOT"; tar x -C "$ROOT" <"$CACHE/node.tar"
-files=$(cd "$HERE" && GOFLAGS=-mod=readonly go list -m -f '{{.Dir}}' sigs.k8s.io/kind)/images/base/files
+files=$(cd "$HERE" && GOFLAGS="-mod=readonly -modfile=${GO_MOD##*/}" go list -m -f '{{.Dir}}' sigs.k8s.io/kind)/images/base/files
 cp -r --no-preserve=mode,ownership "$files"/{etc,kind,usr} "$ROOT"; chmod 755 "$ROOT"/usr/local/bin/* "$ROOT"/kind/bin/*
 chroot "$ROOT" bash -ec '
   # What kind does in images/base/Dockerfile: a container has no devices, file systems and consoles to look after.

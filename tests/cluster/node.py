@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).parent
+_MINOR: Final = os.environ.get("SEGSERVE_TEST_KUBERNETES")
+_GO_MOD: Final = HERE / (f"go-{_MINOR}.mod" if _MINOR else "go.mod")
 VERSION: Final = next(
-    line.split()[1] for line in (HERE / "go.mod").read_text().splitlines() if line.startswith("\tk8s.io/kubernetes v")
+    line.split()[1] for line in _GO_MOD.read_text().splitlines() if line.startswith("\tk8s.io/kubernetes v")
 )
 """Of Kubernetes."""
 CACHE: Final = Path(

@@ -1,6 +1,8 @@
-# Settings that the scripts beside this file share. The caller may set KIND_CACHE, KIND_NAME and DOCKER_HOST.
+# Settings that the scripts beside this file share. The caller may set KIND_CACHE, KIND_NAME, DOCKER_HOST, and
+# SEGSERVE_TEST_KUBERNETES=1.35 for that minor version, which has a go.mod of its own.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-KUBERNETES=$(awk '$1 == "k8s.io/kubernetes" && $2 ~ /^v/ { print $2 }' "$HERE/go.mod")
+GO_MOD=$HERE/go${SEGSERVE_TEST_KUBERNETES:+-$SEGSERVE_TEST_KUBERNETES}.mod
+KUBERNETES=$(awk '$1 == "k8s.io/kubernetes" && $2 ~ /^v/ { print $2 }' "$GO_MOD")
 CACHE=${KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/segserve/kind-$KUBERNETES}
 NAME=${KIND_NAME:-segserve}    # the cluster's, and the beginning of its nodes' names
 STATE=$CACHE/clusters/$NAME    # what a running cluster needs; down.sh removes it

@@ -433,6 +433,27 @@ def test_one_request_that_is_quick_or_known_does_not_make_all_quick(
             places.taken(LARGE, "drawings").__enter__()
 
 
+def test_images_that_once_waited_for_a_core_are_not_long_and_those_that_always_do_are(
+    places: Places, now_s: list[float]
+) -> None:
+    def run() -> None:
+        with places.taken(1000):
+            now_s[0] += 9
+
+    run()
+    with places.taken(1000), places.taken(1000), places.taken(1000):
+        pass
+    with places.taken(1000):
+        now_s[0] += 0.1
+
+    for _ in range(4):
+        run()
+    with places.taken(1000), places.taken(1000):
+        now_s[0] += PATIENCE_S
+        with pytest.raises(BusyError):
+            places.taken(1000).__enter__()
+
+
 def test_a_failure_makes_no_work_quick(places: Places, now_s: list[float]) -> None:
     with pytest.raises(ValueError, match="damaged"), places.taken(LARGE):
         raise ValueError("damaged")

@@ -217,11 +217,14 @@ class Place:
     def _measure(self, has_failed: bool) -> None:
         places, size = self._places, self._size
         known = places._largest.get(self._kind)
-        largest, _, least_s = known or (1, 0.0, 0.0)
+        largest, largest_s, least_s = known or (1, 0.0, 0.0)
         took_s = places._clock() - self._began_s
         # What fails early says nothing, and one that is quick not that all are.
         if size >= _LIKE * largest and not (has_failed and took_s < self._expected_s):
             found_s = max(took_s * max(1.0, largest / size), least_s)
+            # One that got no core for a while does not say that all take so long.
+            if known and size <= largest:
+                found_s = min(found_s, max(2 * largest_s, LONG_S / 4))
             # The first one has also started what it needs. Images do not differ in what is computed of a pixel.
             halved_s = found_s / 2 if known and self._kind != "pixels" else 0.0
             places._largest[self._kind] = max(largest, size), found_s, halved_s
