@@ -216,13 +216,16 @@ def run_tier(name: str, minutes: float) -> int:
         *(*python, *tier.options, *paths, f"--maxfail={tier.max_failures}", f"-m={tier.marks}", "--durations=25"),
         *(f"--not-run={not_run}", "--rest-by=make test-all", f"--opened={opened}"),
     ]
-    load = os.getloadavg()[0]
+    load, before = os.getloadavg()[0], _hashes(["."])
     with busy_cores() if tier.busy else ExitStack():
         results = run(command)
         while tier.repeated and not results.broken and time.monotonic() - began_s < minutes * 60:
             results.add(run(command))
         if not tier.repeated:
             look_again(results, python)
+    after = _hashes([*tier.covers, *_also_opened(name)])
+    if changed := sorted(path for path, found in after.items() if before.get(path) != found):
+        results.broken.append(f"changed while the tests ran: {', '.join(changed)}")
     if os.environ.get(MUST_RUN_ALL) and results.having("skipped"):
         results.broken.append(f"{len(results.having('skipped'))} skipped, and {MUST_RUN_ALL} is set")
     record = write_record(name, results, time.monotonic() - began_s, load)
@@ -267,9 +270,7 @@ def write_record(name: str, results: Results, took_s: float, load: float = 0.0) 
 
 def record_of(name: str, results: Results, took_s: float, load: float) -> dict[str, Any]:
     """Return what a run is remembered by."""
-    not_run, opened = OUT / "not-run.txt", OUT / "opened.txt"
-    covers = TIERS[name].covers
-    also = set(opened.read_text().splitlines() if opened.exists() else ()) & set(_files(["."])) - set(_files(covers))
+    not_run, also = OUT / "not-run.txt", _also_opened(name)
     folders: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"tests": 0, "minutes": 0.0})
     for test, seconds in results.seconds.items():
         folder = folders["/".join(Path(test.partition("::")[0]).parent.parts[:3])]
@@ -279,8 +280,8 @@ def record_of(name: str, results: Results, took_s: float, load: float) -> dict[s
     return {
         "tier": name,
         "commit": _git("rev-parse", "HEAD").strip(),
-        "digest": digest([*covers, *also]),
-        "alsoOpened": sorted(also),
+        "digest": digest([*TIERS[name].covers, *also]),
+        "alsoOpened": also,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "green": not results.having("failed") and not results.broken,
         "machine": (
@@ -297,6 +298,13 @@ def record_of(name: str, results: Results, took_s: float, load: float) -> dict[s
         "folders": {name: {**sums, "minutes": round(sums["minutes"], 2)} for name, sums in sorted(folders.items())},
         "slowest": {test: round(results.seconds[test], 1) for test in slowest},
     }
+
+
+def _also_opened(name: str) -> list[str]:
+    """Return the files that the tests of the last run opened, without the folders that the tier covers."""
+    path = OUT / "opened.txt"
+    opened = set(path.read_text().splitlines() if path.exists() else ())
+    return sorted(opened & _hashes(["."]).keys() - _hashes(TIERS[name].covers).keys())
 
 
 def _without_folders(texts: Mapping[str, str]) -> dict[str, str]:
@@ -380,15 +388,14 @@ def _record(name: str) -> dict[str, Any] | None:
 
 def digest(folders: Sequence[str]) -> str:
     """Return the SHA-256 of all files in some folders that git has, or would take, with their paths."""
-    whole = hashlib.sha256()
-    for path in _files(folders):
-        whole.update(f"{path}\0{hashlib.sha256((ROOT / path).read_bytes()).hexdigest()}\n".encode())
-    return whole.hexdigest()
+    lines = (f"{path}\0{found}\n" for path, found in sorted(_hashes(folders).items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _files(folders: Sequence[str]) -> list[str]:
+def _hashes(folders: Sequence[str]) -> dict[str, str]:
     listed = _git("ls-files", "-z", "-co", "--exclude-standard", "--", *folders, NOT_COVERED).split("\0")
-    return sorted({path for path in listed if path and (ROOT / path).is_file()})
+    paths = {path for path in listed if path and (ROOT / path).is_file()}
+    return {path: hashlib.sha256((ROOT / path).read_bytes()).hexdigest() for path in paths}
 
 
 def _git(*arguments: str) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from bench.ports import free_port
+from fakes.waiting import until
 
 pytestmark = pytest.mark.platform
 ROOT = Path(__file__).parents[2]
@@ -94,6 +101,45 @@ def test_an_installed_wheel_serves_the_demo_without_a_checkout(
     assert "24" in done.stdout
     assert done.stdout.splitlines()[-2] == "the demo's platform was stopped"
     assert not (tmp_path / "a user's own").exists()
+
+
+def test_an_installed_wheel_takes_a_user_from_a_network_to_a_rollout(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = with_packages_of_this_environment(tmp_path / "venv", wheel)
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(prefix="segserve-") as state:
+        for name, target in (("coins-unet.onnx", "coins.onnx"), ("coins.png", "photo.png")):
+            (tmp_path / target).write_bytes(archive.read(f"segserve_platform/examples/coins/{name}"))
+        monkeypatch.setenv("SEGSERVE_STATE", state)  # the path of Envoy's admin socket must be short
+
+        def segserve(*arguments: str) -> str:
+            return run(python.parent / "segserve", *arguments, cwd=tmp_path).stdout
+
+        def status() -> dict[str, Any]:
+            found: dict[str, Any] = json.loads(segserve("get", "coins", "-o", "json"))["status"]
+            return found
+
+        segserve("init", "photo.png", "coins.onnx", "-o", "coins")
+        try:
+            segserve("up", "--detach", "--port", str(free_port()), "-f", "coins/model.yaml")
+            before = segserve("predict", "coins", "photo.png", "-o", "overlay.png")
+            stable = status()["roles"]["stable"]["revision"]
+
+            file = tmp_path / "coins/model.yaml"
+            model = yaml.safe_load(file.read_text())
+            model["spec"]["input"]["maxPixels"] = 1_000_000
+            model["spec"]["rollout"] = {"steps": [{"weight": 50, "minDuration": "1h"}]}
+            file.write_text(yaml.safe_dump(model))
+            segserve("apply", "-f", "coins/model.yaml")
+            until(lambda: status().get("weight") == 50, "the candidate gets half of all requests")
+            candidate = status()["roles"]["candidate"]["revision"]
+            segserve("rollout", "promote", "coins")
+            until(lambda: status()["roles"]["stable"]["revision"] == candidate, "the candidate is promoted")
+
+            assert candidate != stable
+            assert segserve("predict", "coins", "photo.png", "-o", "overlay.png") == before
+        finally:
+            segserve("down")
 
 
 @pytest.mark.parametrize("way", ["wheel", "--editable"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import tempfile
@@ -95,6 +96,22 @@ def test_a_record_is_also_of_what_its_tests_opened(checkout: Path, monkeypatch: 
 
     (checkout / "other/file.py").write_text("changed")
     assert not tiers.is_current("platform")
+
+
+def test_a_run_is_red_if_a_file_that_it_is_of_changed_meanwhile(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: object) -> Results:
+        (checkout / "covered/file.py").write_text("changed")
+        return Results({"tests/a/test_b.py::test_c": "passed"})
+
+    monkeypatch.setitem(TIERS, "platform", tiers.Tier("servers", ("covered",), "platform"))
+    monkeypatch.setattr(tiers, "run", run)
+
+    assert tiers.run_tier("platform", 0.0) == 1
+    assert json.loads((tiers.RECORDS / "platform.json").read_text())["broken"] == [
+        "changed while the tests ran: covered/file.py"
+    ]
 
 
 def test_all_tiers_are_green_at_a_commit_if_each_has_a_green_record_of_its_files(
