@@ -400,6 +400,14 @@ def test_a_session_stays_on_one_revision_through_a_canary_and_survives_its_abort
                 if found.rpartition(b".")[0] != ids[name].rpartition(b".")[0]
             ]
             watched.command("rollout", "abort", "sam")
+
+            def of_new_sessions() -> set[str]:
+                with ExitStack() as new:
+                    prompts = [new.enter_context(client.prompt(photo_of_both, model="sam")) for _ in range(8)]
+                    return {each.click(*DISC).revision for each in prompts}
+
+            # The gateway follows the status within a second.
+            until(lambda: of_new_sessions() == {before[0]}, "the candidate gets no new session")
             after = [each.undo() for each in images]
 
     assert len({*before}) == 1
