@@ -21,7 +21,11 @@ from verdicts import MACHINE_SECTION
 MOST_TESTS: Final = 5
 MOST_S: Final = 300.0
 _OF_A_LOST_PROCESS: Final = "???"  # what pytest-xdist calls the phase in which a worker ended
-_RED: Final = (1, 2)  # exit statuses of pytest with results: tests failed, or the run stopped after some failures
+_STOPPED: Final = 2
+_RED: Final = (
+    1,
+    _STOPPED,
+)  # exit statuses of pytest with results: tests failed, or the run stopped after some failures
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ def run(command: Sequence[str], timeout_s: float | None = None) -> Results:
         results = _read(log)
     if status is None:
         results.broken.append(f"not done after {timeout_s:.0f} s")
+    elif status == _STOPPED and len(results.having("failed")) <= MOST_TESTS:
+        results.broken.append("pytest was interrupted")
     elif status not in (0, *_RED) or (status in _RED and not results.having("failed", "skipped")):
         results.broken.append(f"pytest ended with exit status {status}")
     return results

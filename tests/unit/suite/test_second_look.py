@@ -70,6 +70,15 @@ def test_what_fails_alone_is_a_failure(look: Look) -> None:
     assert "1 == 2" in results.failures["test_always.py::test_fails"]
 
 
+def test_a_run_that_somebody_ended_is_broken_whatever_had_passed(look: Look) -> None:
+    ended = "import os, signal\ndef test_ends(): os.kill(os.getpid(), signal.SIGINT)\n"
+
+    results = look(always=FAILS, ended=ended, other=PASSES)
+
+    assert results.broken == ["pytest was interrupted"]
+    assert results.flaky == {}
+
+
 def test_more_failures_than_a_few_are_not_looked_at_again(look: Look) -> None:
     results = look(
         **{f"once_{number}": FAILS_ONCE.replace("seen", f"seen{number}") for number in range(MOST_TESTS + 1)}
