@@ -44,7 +44,7 @@ OWN: Final = ("--own-services",)
 
 
 def question(url: str, **changes: Any) -> Question:
-    fields: dict[str, Any] = {"kind": "webhook", "pool": "lab/default", "url": url, "fields": {}, "timeout_s": 5.0}
+    fields: dict[str, Any] = {"kind": "webhook", "pool": "lab/default", "url": url, "fields": {}, "timeout_s": HANG_S}
     return Question(**{**fields, **changes})
 
 

@@ -60,7 +60,7 @@ class OverloadedError(SegserveError):
 
 
 class RateLimitError(OverloadedError):
-    """The caller exceeds its rate limit (429; RESOURCE_EXHAUSTED that mentions a rate or quota)."""
+    """The caller exceeds its rate limit, or the model is busy with long requests (429, RESOURCE_EXHAUSTED)."""
 
     untouched = True
 

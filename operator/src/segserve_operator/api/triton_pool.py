@@ -60,7 +60,7 @@ _GATEWAY_CONTAINERS: Final = (ENVOY_CONTAINER, SYNC_CONTAINER, COMPARATOR_CONTAI
 class GatewayTls(ApiValue):
     """TLS for callers; without it the gateway speaks plain HTTP and gRPC.
 
-    Gateways of the cluster (provider gatewayApi) are callers, too: they need a BackendTLSPolicy.
+    Gateways of the cluster (provider gatewayApi) are callers as well: they need a BackendTLSPolicy.
     """
 
     secret_name: Subdomain = Field(
