@@ -29,7 +29,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind annotators exporters cluster-up cluster-down same write tiers
-.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-edits test-client test-python test-busy check fuzz
+.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-bench test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-prompt bench-rollout-peers bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
@@ -190,13 +190,16 @@ test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Dock
 	$(TIER) cluster
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
+test-bench: oracles exporters kernels $(VENV)-rivals/stamp  ## Benches and demos, each with the least load (Debian, root, npm)
+	$(TIER) bench
+
 test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a crash at every write
 	$(TIER) thorough
 
 test-edits: kernels  ## Random edits of resources with fresh seeds, for MINUTES=10
 	$(TIER) edits $(MINUTES)
 
-test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits test-cluster test-neighbours  ## All tiers, one after the other
+test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits test-bench test-cluster test-neighbours  ## All tiers, one after the other
 
 check: same lint kernels  ## What is generated, lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (3 minutes)
 	$(PYTEST) -m 'not same and not thorough and not needs and not cluster and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
