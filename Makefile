@@ -9,7 +9,9 @@ export UV_HTTP_RETRIES := 10
 # $(call INSTALL,ENVIRONMENT) is followed by what to install there.
 INSTALL = $(UV) pip install --quiet --python $(1)/bin/python
 LOCK := model_repo_builder/src/segserve_builder/runtime.lock
-OUT := $(CURDIR)/out
+# `make bench-tiled SMOKE=folder`: a bench or a demo with the least load, which writes to that folder.
+OUT := $(abspath $(or $(SMOKE),out))
+export SEGSERVE_BENCH_SMOKE := $(if $(SMOKE),$(OUT))
 
 # ONNX Runtime's builds report what they run; what is served is nobody else's business.
 export ORT_DISABLE_TELEMETRY := 1
@@ -27,7 +29,7 @@ BASE ?= HEAD
 MINUTES ?= 10
 
 .PHONY: cluster-build e2e-kind annotators exporters cluster-up cluster-down same write tiers
-.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-edits test-client test-python test-busy check fuzz
+.PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-bench test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-prompt bench-rollout-peers bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
 help:  ## Show what there is to make
@@ -136,7 +138,10 @@ $(VENV)-gpu/stamp: pyproject.toml constraints.txt | $(UV)
 	$(call INSTALL,$(VENV)-gpu) torchvision onnx
 	touch $@
 
-gpu: $(VENV)-gpu/stamp  ## Networks on this machine's GPU beside its CPU; writes bench/out/gpu.json, gpu_served.json (needs NVIDIA's driver)
+gpu:  ## Networks on this machine's GPU beside its CPU; writes bench/out/gpu.json, gpu_served.json (needs NVIDIA's driver)
+	@nvidia-smi --list-gpus 2>/dev/null | grep -q GPU || \
+	  { echo 'nvidia-smi shows no GPU: `make gpu` needs a machine with a GPU and NVIDIA'"'"'s driver' >&2; exit 1; }
+	$(MAKE) $(VENV)-gpu/stamp
 	mkdir -p $(OUT)/large
 	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.engines --against gpu --large $(OUT)/large
 	PYTHONPATH=tests $(VENV)-gpu/bin/python -m bench.gpu --large $(OUT)/large
@@ -186,13 +191,16 @@ test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Dock
 	$(TIER) cluster$(if $(KUBERNETES),-$(KUBERNETES))
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
+test-bench: oracles exporters kernels $(VENV)-rivals/stamp  ## Benches and demos, each with the least load (Debian, root, npm)
+	$(TIER) bench
+
 test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a crash at every write
 	$(TIER) thorough
 
 test-edits: kernels  ## Random edits of resources with fresh seeds, for MINUTES=10
 	$(TIER) edits $(MINUTES)
 
-test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits fuzz test-cluster test-neighbours  ## All tiers but those on another Triton and beside other work
+test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits fuzz test-bench test-cluster test-neighbours  ## All tiers but those on another Triton and beside other work
 	$(MAKE) test-python PYTHON=python3.12
 	$(MAKE) test-python PYTHON=python3.13
 
@@ -233,22 +241,26 @@ cluster-up: cluster-build  ## Start the tests' cluster and leave it up (kind)
 cluster-down:  ## Delete it, and end the Docker daemon that was started for it
 	$(CLUSTER)/down.sh
 
-bench: $(VENV)/dev.stamp system  ## The whole request against the bare network; writes bench/out/request.json
+bench: $(VENV)/dev.stamp  ## The whole request against the bare network, memory, cold start; writes bench/out/request.json, memory.json, cold_start.json
 	$(BIN)/python -m bench.request
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.cold_start
 
 # Each run takes at most five minutes. For one scenario: `make bench-versus VERSUS="eight:1,8 eight:32"`.
+ifdef SMOKE
+VERSUS := eight:1,8 batch:1,8 semantic:1,8
+else
 VERSUS ?= few:1,8 few:32 eight:1,8 eight:32 crowded:1 crowded:8 batch:1,8,32 semantic:1,8,32
+endif
 
-out/versus/stamp: $(VENV)-rivals/stamp
+$(OUT)/versus/stamp: $(VENV)-rivals/stamp
 	rm -rf $(@D)
 	$(VENV)-rivals/bin/python -m bench.rivals.network $(@D)
 	$(VENV)-rivals/bin/python -m bench.rivals.unet $(@D)
 	touch $@
 
-bench-versus: out/versus/stamp  ## Segmentation beside other servers and code in the client; adds to bench/out/versus.json, writes the tables of docs/evidence/versus.md and docs/images/versus.svg (40 minutes)
-	set -e; for run in $(VERSUS); do $(VENV)-rivals/bin/python -m bench.versus $$run; done
+bench-versus: $(OUT)/versus/stamp  ## Segmentation beside other servers and code in the client; adds to bench/out/versus.json, writes the tables of docs/evidence/versus.md and docs/images/versus.svg (40 minutes)
+	set -e; for run in $(VERSUS); do $(VENV)-rivals/bin/python -m bench.versus $$run --folder $(OUT)/versus; done
 
 bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs Go)
 	$(CLUSTER)/build.sh programs
@@ -268,19 +280,19 @@ bench-prompt: cluster-build  ## Clicks on four servers of a real Kubernetes, som
 bench-rollout-peers: cluster-build  ## Rollouts by segserve, Flagger and Argo Rollouts on a real Kubernetes (an hour); writes bench/out/rollout_peers.json
 	PYTHONPATH=tests $(BIN)/python -m bench.rollout_peers
 
-bench-client: $(VENV)/dev.stamp system  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
+bench-client: $(VENV)/dev.stamp  ## The client beside tritonclient and httpx, decoding beside supervision; writes bench/out/client.json
 	$(BIN)/python -m bench.client
 
 bench-exporters: exporters kernels  ## Seconds from six exporters' files to their first mask; writes bench/out/exporters.json
 	PYTHONPATH=tests $(BIN)/python -m bench.exporters
 
-bench-density: $(VENV)/dev.stamp system  ## Memory of further models, with processes of their own and shared ones; writes bench/out/density.json
+bench-density: $(VENV)/dev.stamp  ## Memory of further models, with processes of their own and shared ones; writes bench/out/density.json
 	$(BIN)/python -m bench.density
 
-bench-hands: $(VENV)/dev.stamp system  ## CPU of short commands, of a change and at rest, in units of `import numpy`; writes bench/out/hands.json
+bench-hands: $(VENV)/dev.stamp  ## CPU of short commands, of a change and at rest, in units of `import numpy`; writes bench/out/hands.json
 	$(BIN)/python -m bench.hands
 
-bench-tiled: $(VENV)/dev.stamp system  ## An image of 20,000 x 20,000 through the gateway: memory, speed; writes bench/out/tiled.json
+bench-tiled: $(VENV)/dev.stamp  ## An image of 20,000 x 20,000 through the gateway: memory, speed; writes bench/out/tiled.json
 	$(BIN)/python -m bench.tiled
 
 docs: $(VENV)/dev.stamp  ## Build the documentation's pages into out/site

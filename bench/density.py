@@ -27,11 +27,12 @@ from rich.table import Table
 
 from bench.coins import variant, write
 from bench.platform import MODELS, ROOT, Running, platform
+from bench.smoke import output, sized
 from segserve import Client
 
 PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
-OUT: Final = ROOT / "bench/out/density.json"
-ROUNDS: Final = 100
+OUT: Final = output("bench/out/density.json")
+ROUNDS: Final = sized(100, 2)
 AT_ONCE: Final = 25
 """Models that are applied together: what waits for its proof must not wait longer than a command does."""
 
@@ -100,8 +101,12 @@ def _ask(client: Client, model: str) -> float:
 def main() -> int:
     """Measure, write the results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", type=int, nargs="*", default=[1, 20, 100], help="numbers of models that share")
-    parser.add_argument("--own", type=int, nargs="*", default=[1, 20], help="numbers of models that do not")
+    parser.add_argument(
+        "--counts", type=int, nargs="*", default=sized([1, 20, 100], [1, 2]), help="numbers of models that share"
+    )
+    parser.add_argument(
+        "--own", type=int, nargs="*", default=sized([1, 20], [1, 2]), help="numbers of models that do not"
+    )
     given = parser.parse_args()
     rows = []
     table = Table("processes", "models", "MiB", "each further one, MiB", "one more, s", "p50 of the first, of all, ms")
@@ -113,7 +118,6 @@ def main() -> int:
             further = count - first["models"]
             each = (row["mib"] - first["mib"]) / further if further else None
             rows.append(row | {"further_mib": None if each is None else round(each, 2)})
-            OUT.parent.mkdir(exist_ok=True)
             OUT.write_text(json.dumps(rows, indent=1) + "\n")
             times = f"{row['first_p50_ms']}, {row['all_in_turn_p50_ms']}"
             table.add_row(

@@ -36,6 +36,7 @@ from PIL import Image
 from bench.gpu_use import use_after
 from bench.large_networks import LARGE, exported, large_model
 from bench.platform import ROOT
+from bench.smoke import output, sized
 from examples.zoo.world import CLASSES, Scene, draw_scenes
 from segserve_builder.errors import BuilderError
 from segserve_builder.export.reducing import answers_of, to_int8
@@ -50,7 +51,7 @@ from segserve_platform.platforms.manifests import read_files
 
 ZOO: Final = ROOT / "examples/zoo/zoo.yaml"
 SEED: Final = 3000
-RUNS: Final = 5
+RUNS: Final = sized(5, 1)
 """Runs in a turn."""
 
 
@@ -192,9 +193,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", choices=("openvino", "gpu", "tensorrt"), default="openvino")
     parser.add_argument("--int8", action="store_true", help="Compare INT8 files beside FP32 ones.")
-    parser.add_argument("--scenes", type=int, default=40, help="Drawn scenes that both engines answer.")
-    parser.add_argument("--turns", type=int, default=60, help="Turns of each network.")
-    parser.add_argument("--seconds", type=float, default=3.0, help="Time of each network at saturation, on a GPU.")
+    parser.add_argument("--scenes", type=int, default=sized(40, 2), help="Drawn scenes that both engines answer.")
+    parser.add_argument("--turns", type=int, default=sized(60, 1), help="Turns of each network.")
+    parser.add_argument(
+        "--seconds", type=float, default=sized(3.0, 0.2), help="Time of each network at saturation, on a GPU."
+    )
     parser.add_argument("--only", nargs="*", help="Names of networks. Default: all.")
     parser.add_argument("--large", type=Path, help="A folder for the files of the large networks.")
     parser.add_argument("--output", type=Path)
@@ -209,7 +212,7 @@ def main() -> None:
         networks = [*zoo(), *(large(given.large or Path(folder)) if find_spec("torchvision") is not None else ())]
         networks = [network for network in networks if not given.only or network.name in given.only]
         if given.int8:
-            calibration = [as_png(scene) for scene in draw_scenes(40, SEED + 1)]
+            calibration = [as_png(scene) for scene in draw_scenes(sized(40, 4), SEED + 1)]
             networks += [quantised(network, Path(folder), calibration) for network in networks]
         for network in networks:
             try:
@@ -229,8 +232,8 @@ def main() -> None:
         "turns": given.turns,
         "networks": rows,
     }
-    output = given.output or ROOT / "bench/out" / ("engines.json" if given.against == "openvino" else "gpu.json")
-    output.write_text(json.dumps(report, indent=1) + "\n")
+    name = "engines.json" if given.against == "openvino" else "gpu.json"
+    (given.output or output(f"bench/out/{name}")).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

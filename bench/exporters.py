@@ -19,10 +19,11 @@ from typing import Final
 
 from bench.platform import ROOT, Running
 from bench.ports import free_port
+from bench.smoke import output, sized
 from networks.exporter_files import SIX
 from tools import EXPORTERS
 
-RESULT: Final = ROOT / "bench/out/exporters.json"
+RESULT: Final = output("bench/out/exporters.json")
 
 
 def measured(case: str, folder: Path) -> dict[str, float]:
@@ -50,7 +51,7 @@ def measured(case: str, folder: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     found = {}
-    for each in SIX:
+    for each in sized(SIX, SIX[:1]):
         with tempfile.TemporaryDirectory() as place:
             found[each] = measured(each, Path(place))
     RESULT.write_text(json.dumps({"cores": os.cpu_count(), "seconds": found}, indent=1) + "\n")

@@ -5,9 +5,8 @@
 Writes bench/out/gateway.json. Measures a real Envoy with 1, 100 and 1,000 models, each in two groups: the time from the
 call that applies a plan with another weight for one model to the end of the first response of the other group, and
 until the call returns; then the time until a new group of one model is known, and until one of 100 servers of all
-models has left, with the processors' time. If KUBECONFIG is set, also from the write of the plan's ConfigMap, followed
-by the sidecar of a gateway pod, here a local process. Results are medians of many changes, while a client sends
-requests continuously.
+models has left, with the processors' time. Results are medians of many changes, while a client sends requests
+continuously.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,28 +26,16 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.gateway_parts import (
-    Plans,
-    RunningEnvoy,
-    gateway,
-    only_main,
-    packed_shard,
-    plan,
-    rewritten_bytes,
-    server,
-    sidecar,
-)
-from bench.platform import ROOT
-from segserve_common.kube.names import SHARDS
-from segserve_common.kube.shards import shard_of, version_of
+from bench.gateway_parts import RunningEnvoy, gateway, only_main, plan, rewritten_bytes, server
+from bench.smoke import output, sized
 from segserve_operator.adapters.traffic.envoy import EnvoyTraffic
 from segserve_operator.core.traffic import Endpoint, TrafficPlan
 
-SIZES: Final = (1, 100, 1000)
+SIZES: Final = sized((1, 100, 1000), (1, 2))
 GOALS_MS: Final = {1: 100, 100: 150, 1000: 300}
-FLIPS: Final = 20
-SERVERS: Final = 100
-OUT: Final = ROOT / "bench/out/gateway.json"
+FLIPS: Final = sized(20, 1)
+SERVERS: Final = sized(100, 2)
+OUT: Final = output("bench/out/gateway.json")
 
 
 async def by_candidate(models: int, old: Endpoint, new: Endpoint) -> dict[str, float]:
@@ -160,56 +145,13 @@ async def by_plan(models: int, old: Endpoint, new: Endpoint) -> dict[str, float]
     }
 
 
-async def by_config_map(plans: Plans, models: int, old: Endpoint, new: Endpoint) -> dict[str, float]:
-    """Measure the time from the write of a ConfigMap, which the sidecar follows."""
-    first = plan(models, old, new, 0)
-    plans.write(first)
-    versions = {str(shard): version_of(packed_shard(first, shard)) for shard in range(SHARDS)}
-    first_s, write_s = [], []
-    async with gateway(first) as running:
-        with sidecar(running.settings) as sync:
-            while await asyncio.to_thread(plans.followed) != versions:
-                await asyncio.sleep(0.2)
-            for flip in range(FLIPS // 2):
-                model = flip * 37 % models
-                shard = shard_of(f"model-{model:04}")
-                for weight, name in ((100, "new"), (0, "old")):
-                    content = packed_shard(plan(models, old, new, weight, changed=model), shard)
-
-                    def write(shard: int = shard, content: str = content) -> None:
-                        threading.Thread(target=send, args=(shard, content)).start()
-
-                    def send(shard: int, content: str) -> None:
-                        began_s = time.perf_counter()
-                        plans.send(shard, content)
-                        write_s.append(time.perf_counter() - began_s)
-
-                    port = running.settings.gateway.port
-                    first_s.append(await asyncio.to_thread(first_response_s, port, model, name, write))
-                    await asyncio.sleep(1)
-            sync_mib = sync.memory_info().rss / 2**20
-    return {
-        "api_first_request_ms": round(1e3 * statistics.median(first_s), 1),
-        "api_first_request_worst_ms": round(1e3 * max(first_s), 1),
-        "api_write_ms": round(1e3 * statistics.median(write_s), 1),
-        "sync_mib": round(sync_mib, 1),
-    }
-
-
 async def measure(sizes: tuple[int, ...]) -> dict[int, dict[str, float]]:
     """Measure gateways with each number of models."""
     results: dict[int, dict[str, float]] = {}
-    plans = Plans() if os.environ.get("KUBECONFIG") else None
-    try:
-        with server("old") as old, server("new") as new:
-            for models in sizes:
-                results[models] = await by_plan(models, old, new) | await by_candidate(models, old, new)
-                results[models] |= await by_server(models, old)
-                if plans is not None:
-                    results[models] |= await by_config_map(plans, models, old, new)
-    finally:
-        if plans is not None:
-            plans.close()
+    with server("old") as old, server("new") as new:
+        for models in sizes:
+            results[models] = await by_plan(models, old, new) | await by_candidate(models, old, new)
+            results[models] |= await by_server(models, old)
     return results
 
 

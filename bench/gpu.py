@@ -30,8 +30,9 @@ import numpy as np
 from bench.coins import variant, write
 from bench.gpu_use import gpu_use, use_after
 from bench.large_networks import LARGE, exported, large_model
-from bench.platform import ROOT, Running, platform
+from bench.platform import Running, platform
 from bench.request import as_jpeg, image_call
+from bench.smoke import output, sized
 from segserve_builder.errors import GoldenError
 from segserve_builder.golden.judging import Case, GoldenTolerance, compare, record
 from segserve_builder.gpus import visible_gpus
@@ -39,7 +40,7 @@ from segserve_builder.stages.base import RequestOptions
 from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 
-OUT: Final = ROOT / "bench/out/gpu_served.json"
+OUT: Final = output("bench/out/gpu_served.json")
 DEVICE: Final = "gpu"
 CALLERS: Final = (1, 8, 32)
 TOLERANCE: Final = GoldenTolerance(iou=0.999, score=0.001)
@@ -179,8 +180,8 @@ def report(all_models: Sequence[Served], running: Running, folder: Path, rounds:
 def main() -> None:
     """Measure all models, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="Time of a turn.")
-    parser.add_argument("--rounds", type=int, default=3, help="Turns of each way.")
+    parser.add_argument("--seconds", type=float, default=sized(4.0, 0.2), help="Time of a turn.")
+    parser.add_argument("--rounds", type=int, default=sized(3, 1), help="Turns of each way.")
     parser.add_argument("--large", type=Path, help="A folder with the files of the large networks.")
     parser.add_argument("--output", type=Path, default=OUT)
     given = parser.parse_args()

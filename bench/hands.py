@@ -26,12 +26,13 @@ from rich.table import Table
 
 from bench.coins import variant, write
 from bench.platform import ROOT, Running, platform
+from bench.smoke import output, sized
 
-ROUNDS: Final = 9
+ROUNDS: Final = sized(9, 1)
 NAME: Final = "coins-instances"
-REST_S: Final = 30.0
-MODELS: Final = 100
-OVERLAYS: Final = 40
+REST_S: Final = sized(30.0, 1.0)
+MODELS: Final = sized(100, 2)
+OVERLAYS: Final = sized(40, 2)
 PHOTO: Final = ROOT / "examples/coins/coins.png"
 SEGSERVE: Final = str(Path(sys.executable).with_name("segserve"))
 NUMPY: Final = (sys.executable, "-c", "import numpy")
@@ -76,7 +77,7 @@ def main() -> int:
         found, cores = ratios(folder), at_rest(folder)
     load = [round(each, 2) for each in (before, os.getloadavg()[0])]
     result = {"ratios": found, "at rest, cores": cores, "load before and after": load}
-    (ROOT / "bench/out/hands.json").write_text(json.dumps(result, indent=1) + "\n")
+    output("bench/out/hands.json").write_text(json.dumps(result, indent=1) + "\n")
     table = Table("", "import numpy", "limit", title="CPU")
     for what, ratio in found.items():
         table.add_row(what, f"{ratio:.2f}", f"{LIMITS[what]:g}" if what in LIMITS else "")

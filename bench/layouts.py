@@ -25,11 +25,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from bench.closed_loop import measure
 from bench.monolith_server import embedded_triton
-from bench.platform import ROOT
 from bench.request import image_call, same_masks
+from bench.smoke import output, sized
 
 CALLERS: Final = (1, 8, 32)
-TURN_S: Final = 1.5
+TURN_S: Final = sized(1.5, 0.1)
 BY_TRITON: Final = "Triton's ONNX Runtime"
 CPUS: Final = ("--cpus", str(os.cpu_count()))
 LAYOUTS: Final = {
@@ -83,9 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--seconds", type=float, default=240, help="of each model")
+    parser.add_argument("--seconds", type=float, default=sized(240, 1), help="of each model")
     arguments = parser.parse_args()
-    out = ROOT / "bench/out/layouts.json"
+    out = output("bench/out/layouts.json")
     results = json.loads(out.read_text()) if out.exists() else {"cores": os.cpu_count(), "images/s": {}}
     for file in arguments.files:
         with ExitStack() as stack:

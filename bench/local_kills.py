@@ -20,12 +20,13 @@ import httpx
 import psutil
 
 from bench.platform import MODELS, ROOT, Running, platform
+from bench.smoke import sized
 from segserve_operator.adapters.local import processes
 from segserve_operator.adapters.local.files import StateFolder, read_platform
 
 PHOTO: Final = ROOT / "examples/coins/coins.png"
-BEFORE_S: Final = 10.0
-QUIET_S: Final = 15.0
+BEFORE_S: Final = sized(10.0, 1.0)
+QUIET_S: Final = sized(15.0, 5.0)
 """It is over once no request has failed for so long."""
 LONGEST_S: Final = 180.0
 RECORDS: Final = {"agent": "groups/main/agent", "Triton": "groups/main/triton", "Envoy": "gateway/envoy"}
@@ -111,8 +112,8 @@ def kill(running: Running, name: str, callers: int) -> str:
 def main() -> None:
     """Kill each process in turn, and print what callers saw."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--callers", type=int, default=16)
-    parser.add_argument("--busy", type=int, default=4, help="processes that keep cores busy")
+    parser.add_argument("--callers", type=int, default=sized(16, 2))
+    parser.add_argument("--busy", type=int, default=sized(4, 1), help="processes that keep cores busy")
     parser.add_argument("--only", choices=[*RECORDS, "supervisor"], action="append")
     options = parser.parse_args()
     with platform(MODELS) as running:

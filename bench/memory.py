@@ -20,9 +20,10 @@ from rich.table import Table
 
 from bench.coins import variant, write
 from bench.platform import ROOT, platform
+from bench.smoke import output, sized
 from segserve import Client
 
-COUNTS: Final = (1, 20)
+COUNTS: Final = sized((1, 20), (1, 2))
 PHOTO: Final = (ROOT / "examples/coins/coins.png").read_bytes()
 
 
@@ -52,9 +53,7 @@ def measure(count: int) -> dict[str, object]:
 def main() -> int:
     """Measure, write the results, and print them."""
     rows = [measure(count) for count in COUNTS]
-    out = ROOT / "bench/out/memory.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1))
+    output("bench/out/memory.json").write_text(json.dumps(rows, indent=1))
     table = Table("models", "apply to ready, s", "memory, MiB", "of it", title="Models on one server")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))

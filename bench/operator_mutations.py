@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench.operator_faults import DOCUMENT
-from bench.platform import ROOT
+from bench.smoke import output, sized
 from fakes.api_proxy import ApiProxy
 from fakes.cluster import Cluster, running_cluster
 from fakes.cluster_models import model, smallest
@@ -43,8 +43,8 @@ from segserve_operator.core.world.requests import VERBS
 
 Json: TypeAlias = dict[str, Any]
 
-OUT: Final = ROOT / "bench/out/operator_mutations.json"
-SEQUENCES: Final = 200
+OUT: Final = output("bench/out/operator_mutations.json")
+SEQUENCES: Final = sized(200, 4)
 AT_ONCE: Final = 4
 EDITS: Final = 6
 WITHIN_S: Final = 240.0
@@ -436,7 +436,6 @@ def prove(sequences: int, result: Json, folder: Path, at_once: int) -> None:
 
 def publish(result: Mapping[str, Any]) -> None:
     """Write the results and their line."""
-    OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     told = result["stories"].values()
     total: Counter[str] = sum((Counter(each["counts"]) for each in told), Counter())

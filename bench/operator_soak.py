@@ -27,14 +27,14 @@ from rich.console import Console
 from scipy import stats
 
 from bench.operator_faults import DOCUMENT
-from bench.platform import ROOT
+from bench.smoke import output, sized
 from fakes.cluster import running_cluster
 from fakes.cluster_load import Load, Strike, strike
 from fakes.cluster_pool import ClusterPool, coins_manifest, name_of, pool_manifest
 from fakes.operator_process import OperatorProcess
 
-OUT: Final = ROOT / "bench/out/operator_soak.json"
-SECONDS: Final = 7200.0
+OUT: Final = output("bench/out/operator_soak.json")
+SECONDS: Final = sized(7200.0, 60.0)
 WHOLE_S: Final = 240.0
 NOBODY_LISTENS: Final = ("refused", "reset by peer", "Socket closed", "disconnected", "Broken pipe")
 """What callers without retries may meet at an Envoy that was killed, until it is back."""
@@ -202,7 +202,6 @@ def soak(seconds: float, seed: int, folder: Path) -> Json:
 
 def publish(result: Json) -> None:
     """Write the result and its table."""
-    OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     events = ", ".join(f"{count} x {name}" for name, count in sorted(result["events"].items()))
     lines = [

@@ -29,6 +29,7 @@ import yaml
 from rich.console import Console
 
 from bench.platform import ROOT
+from bench.smoke import output, sized
 from fakes.artifact_server import artifact_server
 from fakes.cluster import Cluster, running_cluster
 from fakes.cluster_models import default_pool
@@ -46,11 +47,11 @@ from segserve_operator.api.segmentation_model import SegmentationModel
 
 Json = dict[str, Any]
 
-OUT: Final = ROOT / "bench/out/prompt.json"
+OUT: Final = output("bench/out/prompt.json")
 EXAMPLE: Final = ROOT / "examples/prompt"
 MODEL: Final = "coins-prompt"
-SERVERS, IMAGES, RATE = 4, 20, 10.0
-REST_S, KILLS_S, KILL_EVERY_S = 60.0, 180.0, 30.0
+SERVERS, IMAGES, RATE = sized(4, 2), 20, 10.0
+FIRST_S, REST_S, KILLS_S, KILL_EVERY_S = sized((10.0, 60.0, 180.0, 30.0), (2.0, 5.0, 30.0, 5.0))
 TIMEOUT_S: Final = 30.0
 
 
@@ -222,7 +223,7 @@ def alone() -> Json:
 
     def took(run: Callable[[], object], pause_s: float) -> Json:
         found = []
-        for _ in range(120):
+        for _ in range(sized(120, 25)):
             time.sleep(pause_s)
             began_s = time.perf_counter()
             run()
@@ -275,13 +276,13 @@ def main() -> None:
         cluster.wait("all servers are Ready", all_ready)
         for name, way in WAYS.items():
             callers = Callers(served.url(), **way)
-            callers.click(10)
+            callers.click(FIRST_S)
             found[f"{name}, at rest"] = summary(callers.click(REST_S)) | {"memory_mib": memory_mib(served)}
             Console().print(name, found[f"{name}, at rest"])
         for name, way in WAYS.items():
             cluster.wait("all servers are Ready", all_ready)
             callers = Callers(served.url(), **way)
-            callers.click(10)
+            callers.click(FIRST_S)
             with killing(served, KILL_EVERY_S) as killed:
                 clicks = callers.click(KILLS_S if name == "segserve" else KILLS_S / 3)
             found[f"{name}, with kills"] = summary(clicks) | {"killed": len(killed)}

@@ -30,7 +30,8 @@ from bench.closed_loop import Latencies, measure
 from bench.coins import variant, write
 from bench.monolith_server import MODEL as MONOLITH
 from bench.monolith_server import monolith
-from bench.platform import MODELS, ROOT, Running, platform
+from bench.platform import MODELS, Running, platform
+from bench.smoke import output, sized
 
 COINS = MODELS.parent
 sys.path.insert(0, str(COINS))  # the example's modules are scripts in one folder, not a package
@@ -166,7 +167,7 @@ def show(results: Mapping[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=480, help="calls of each target at each concurrency")
+    parser.add_argument("--calls", type=int, default=sized(480, 64), help="calls of each target at each concurrency")
     calls = parser.parse_args().calls
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -188,11 +189,9 @@ def main() -> None:
         measure(targets, concurrency=max(CONCURRENCIES), rounds=1, calls=3 * max(CONCURRENCIES))
         # Short rounds, because the speed of a shared machine changes from second to second.
         at = {n: measure(targets, concurrency=n, rounds=calls // (8 * n), calls=8 * n) for n in CONCURRENCIES}
-        results = report(at, step_times(http, image_call(grpc, APART, jpeg), 200))
+        results = report(at, step_times(http, image_call(grpc, APART, jpeg), sized(200, 5)))
     show(results)
-    out = ROOT / "bench" / "out"
-    out.mkdir(exist_ok=True)
-    (out / "request.json").write_text(json.dumps(results, indent=2) + "\n")
+    output("bench/out/request.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

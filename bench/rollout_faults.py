@@ -19,11 +19,12 @@ from typing import Any, Final
 import typer
 from rich.console import Console
 
-from bench.platform import ROOT
+from bench.smoke import output, sized
 from faults.scenarios import FAULTS, HEALTHY, Scenario, run
 
-OUT: Final = ROOT / "bench/out/rollout_faults.json"
-DOCUMENT: Final = ROOT / "bench/out/reliability.md"
+OUT: Final = output("bench/out/rollout_faults.json")
+DOCUMENT: Final = output("bench/out/reliability.md")
+SMOKE: Final = ("100 % errors, 10/s", "healthy, 10/s")
 Json = dict[str, Any]
 
 
@@ -37,7 +38,6 @@ class ShadowChoice(StrEnum):
 
 def publish(results: Json) -> None:
     """Write the results and their tables."""
-    OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(results, indent=1) + "\n")
     text = DOCUMENT.read_text()
     for name, scenarios in TABLES.items():
@@ -132,6 +132,7 @@ def main(go_on: bool = False, only: str = "", shadow: ShadowChoice = ShadowChoic
     results: Json = json.loads(OUT.read_text()) if keeps and OUT.exists() else {}
     scenarios = with_shadow((*FAULTS, *HEALTHY), shadow)
     chosen = [each for each in scenarios if only in each.key and not (go_on and each.key in results)]
+    chosen = sized(chosen, [each for each in chosen if each.key in SMOKE])
     sys.exit(0 if prove(chosen, results) else 1)
 
 

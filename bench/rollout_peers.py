@@ -33,8 +33,8 @@ import psutil
 import yaml
 from rich.console import Console
 
-from bench.platform import ROOT
 from bench.ports import free_port, free_ports
+from bench.smoke import output, sized
 from fakes.artifact_server import ArtifactServer, artifact_server
 from fakes.cluster import Cluster, running_cluster
 from fakes.cluster_models import LITTLE, default_pool, model, on_this_machine, smallest
@@ -55,7 +55,7 @@ from segserve_builder.render.tritonserver import SILENT, STEP_ENVIRONMENT
 
 Json = dict[str, Any]
 
-OUT: Final = ROOT / "bench/out/rollout_peers.json"
+OUT: Final = output("bench/out/rollout_peers.json")
 RATE: Final = 10.0
 BEFORE_S: Final = 20.0
 AFTER_S: Final = 10.0
@@ -589,7 +589,7 @@ def main() -> None:
     parser.add_argument("--only", choices=CANDIDATES, action="append", help="only this candidate; repeatable")
     given = parser.parse_args()
     console, found = Console(), json.loads(OUT.read_text()) if OUT.exists() else {}
-    candidates = given.only or list(CANDIDATES)
+    candidates = given.only or sized(list(CANDIDATES), ["errors in 10 % of pictures"])
     with running_cluster() as cluster, kinds(cluster):
         for name in (given.tool or list(TOOLS)) * given.runs:
             for candidate, result, written in measured(name, cluster, candidates):

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 
 from bench.platform import MODELS, ROOT, Running, platform
+from bench.smoke import output, sized
 
 PHOTO = MODELS.parent / "coins.png"
-OUT = ROOT / "bench/out/tiled.json"
+OUT = output("bench/out/tiled.json")
 
 
 def scene(path: Path, side: int) -> Path:
@@ -116,8 +117,8 @@ def agreement(arguments: argparse.Namespace, running: Running, folder: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=20_000)
-    parser.add_argument("--agreement-side", type=int, default=2048)
+    parser.add_argument("--side", type=int, default=sized(20_000, 2048))
+    parser.add_argument("--agreement-side", type=int, default=sized(2048, 1024))
     parser.add_argument("--model", default="coins")
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--overlap", type=int, default=128)
@@ -137,7 +138,6 @@ def main() -> None:
         figures["large"] = measured(arguments, running, Path(folder))
         figures["platform_memory_mib"] = running.memory_by_kind_mib()
     print(json.dumps(figures, indent=2))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from bench.platform import ROOT
+from bench.smoke import output, sized
 from examples.zoo.networks.attention_unet import AttentionUNet
 from examples.zoo.networks.deeplab import DeepLab
 from examples.zoo.networks.unet import UNet
@@ -32,7 +32,7 @@ NETWORKS: Final[Mapping[str, Callable[[int], torch.nn.Module]]] = {
 }
 SIDE: Final = 512
 CLASSES: Final = 6
-TURNS: Final = 15
+TURNS: Final = sized(15, 1)
 TOLERANCE: Final = 1e-4
 """Largest difference, relative to the outputs' range."""
 
@@ -79,7 +79,7 @@ def main() -> None:
         for name, made in NETWORKS.items():
             rows[name] = row(made(CLASSES).eval())
             print(name, rows[name], flush=True)
-    (ROOT / "bench/out/torch-export.json").write_text(json.dumps(rows, indent=1) + "\n")
+    output("bench/out/torch-export.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,19 +29,20 @@ from playwright.sync_api import sync_playwright
 
 from bench.closed_loop import measure
 from bench.platform import MODELS, ROOT, Running, platform
+from bench.smoke import output, sized
 from bench.tiled import scene
 from segserve import Client
 
 PHOTO = MODELS.parent / "coins.png"
-OUT = ROOT / "bench/out/ui.json"
+OUT = output("bench/out/ui.json")
 MODEL: Final = "coins-instances"
-VIEWERS: Final = 50
+VIEWERS: Final = sized(50, 2)
 POLL_S: Final = 2.0
 POLLS: Final = ("/api/models", "/api/overview", "/api/rollouts")
-SETTLE_S: Final = 3.0
+SETTLE_S: Final = sized(3.0, 1.0)
 """After viewers begin again: all of them are late then, and read at once."""
-LARGE: Final = (3000, 4000)
-PAINTS: Final = 5
+LARGE: Final = sized((3000, 4000), (300, 400))
+PAINTS: Final = sized(5, 1)
 REDRAW: Final = """async () => {
   const slider = document.querySelector("#slider-opacity"), took = [];
   for (let turn = 0; turn < 30; turn++) {
@@ -177,8 +178,8 @@ def browser_times(url: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=sized(12, 1))
+    parser.add_argument("--calls", type=int, default=sized(120, 4))
     parser.add_argument("--view", metavar="URL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.view:

@@ -50,6 +50,7 @@ from pycocotools import mask
 from bench.monolith_server import embedded_triton
 from bench.platform import ROOT, platform
 from bench.ports import free_port
+from bench.smoke import output, sized
 from bench.svg import BLUE, ORANGE, plot_style, save_svg
 from segserve_builder.memory import STEP_MALLOC
 from segserve_builder.stages.base import RequestOptions
@@ -62,13 +63,13 @@ from segserve_operator.adapters.local.code_folder import CODE_VARIABLE
 from segserve_operator.api.segmentation_model import SegmentationModel
 
 CORES: Final = len(os.sched_getaffinity(0))
-OUT: Final = ROOT / "bench/out/versus.json"
-PLOT: Final = ROOT / "docs/images/versus.svg"
-PAGE: Final = ROOT / "docs/evidence/versus.md"
+OUT: Final = output("bench/out/versus.json")
+PLOT: Final = output("docs/images/versus.svg")
+PAGE: Final = output("docs/evidence/versus.md")
 RIVALS: Final = ROOT / "bench/rivals"
 SIZE: Final = (720, 1280)
 START_S: Final = 120
-CHECKED: Final = 5
+CHECKED: Final = sized(5, 2)
 """Photos whose answers are compared."""
 AGREEMENT: Final = 0.99
 """Least IoU of two ways' masks, and least part of pixels with the same label."""
@@ -508,7 +509,7 @@ def measure(name: str, callers: Sequence[int], folder: Path, rounds: int, second
                 rows[each]["lines"] = code_lines(*(RIVALS / file for file in FILES[scenario.task][each]))
         for number in callers:
             for way in ways.values():
-                way.round(number, photos, 1)  # what is opened when it is first needed
+                way.round(number, photos, sized(1, 0.1))  # what is opened when it is first needed
                 way.row()
             for turn in range(rounds):
                 for each in [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]:
@@ -610,7 +611,7 @@ def draw(shown: dict[str, Any]) -> None:
     names = [f"{way.replace('`', '')}{' (no server)' if way in NO_SERVER else ''}" for way in ways]
     with plot_style():
         figure = Figure(figsize=(2.6 + 1.7 * len(shown), 4.4), layout="constrained")
-        panels = figure.subplots(1, len(shown), sharey=True)
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axes, (title, of) in zip(panels, shown.items(), strict=True):
             for offset, callers, colour in ((0.2, "1", BLUE), (-0.2, "8", ORANGE)):
                 ours = of["ways"][OURS][callers]["images_per_s"]
@@ -632,8 +633,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="SCENARIO:CALLERS,...", help=f"scenarios: {', '.join(SCENARIOS)}")
     parser.add_argument("--folder", type=Path, default=ROOT / "out/versus")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=sized(3, 1))
+    parser.add_argument("--seconds", type=float, default=sized(2, 0.2))
     given = parser.parse_args()
     for run in given.runs:
         name, _, callers = run.partition(":")

@@ -160,6 +160,13 @@ TIERS: Final[Mapping[str, Tier]] = {
         "cluster and neighbours",
         options=(),
     ),
+    "bench": Tier(
+        "benches and demos, each at its smallest",
+        (*PRODUCT, *EVERYBODYS, "Makefile", "bench", "examples", "tests/faults", "tests/oracles", "tests/smoke"),
+        "not cluster",
+        paths=("tests/smoke/test_*.py",),
+        options=(),
+    ),
     "thorough": Tier(
         "whole sweeps of what quick tests sample",
         (*PRODUCT, *EVERYBODYS, "tests/contract", "tests/convergence", "tests/hostile", "tests/unit"),

@@ -64,5 +64,6 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "amtool": _program("amtool", "prometheus-alertmanager"),
     "ipv6": Tool("IPv6", lambda: bool(_IPV6.exists() and _IPV6.read_text()), "a kernel that has IPv6 switched on"),
     "triton": Tool("another Triton", lambda: bool(os.environ.get("SEGSERVE_TRITON")), "make test-native TRITON=folder"),
+    "gpu": Tool("a GPU of NVIDIA", lambda: shutil.which("nvidia-smi") is not None, "a machine that has one"),
     "libb64": Tool("perf_analyzer's libb64", lambda: _library("libb64.so.0d"), "Debian: apt-get install libb64-0d"),
 }

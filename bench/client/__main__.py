@@ -27,10 +27,11 @@ from bench.client.importing import importing
 from bench.client.peers import MODEL, REQUEST, Address
 from bench.client.report import lines, write_tables
 from bench.client.timing import many_at_once, one_by_one
-from bench.platform import MODELS, ROOT, platform
+from bench.platform import MODELS, platform
+from bench.smoke import output, sized
 
-AT_GATEWAY: Mapping[int, int] = {1: 24, 8: 64, 64: 128}
-AT_ONCE: Mapping[int, int] = {1: 320, 8: 640, 64: 640}
+AT_GATEWAY: Mapping[int, int] = sized({1: 24, 8: 64, 64: 128}, {1: 2, 8: 8, 64: 64})
+AT_ONCE: Mapping[int, int] = sized({1: 320, 8: 640, 64: 640}, AT_GATEWAY)
 
 
 def run(calls: int, rounds: int) -> dict[str, Any]:
@@ -77,8 +78,10 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=400, help="calls of each library at the gateway")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of everything that is not a single call")
+    parser.add_argument("--calls", type=int, default=sized(400, 20), help="calls of each library at the gateway")
+    parser.add_argument(
+        "--rounds", type=int, default=sized(5, 1), help="rounds of everything that is not a single call"
+    )
     parser.add_argument("--at-once", action="store_true", help="only calls that are answered at once, without Triton")
     arguments = parser.parse_args()
     if arguments.at_once:
@@ -86,9 +89,7 @@ def main() -> None:
         return
     results = run(arguments.calls, arguments.rounds)
     print("\n".join(lines(results)))
-    out = ROOT / "bench/out"
-    out.mkdir(exist_ok=True)
-    (out / "client.json").write_text(json.dumps(results, indent=2) + "\n")
+    output("bench/out/client.json").write_text(json.dumps(results, indent=2) + "\n")
     write_tables(results)
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import psutil
 
 from bench.client.peers import MODEL, PHOTO
+from bench.smoke import sized
 from segserve import AsyncClient, Client
 
-CALLS: Final = 2000
-IMAGES: Final = 500
+CALLS: Final = sized(2000, 20)
+IMAGES: Final = sized(500, 16)
 IN_FLIGHT: Final = 8
 LARGE: Final = (1080, 1920, 3)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bench.client.peers import OURS, OURS_GRPC, TRITON, TRITON_GRPC
-from bench.platform import ROOT
+from bench.smoke import output
 
-DOCUMENT: Final = ROOT / "bench/out/client.md"
+DOCUMENT: Final = output("bench/out/client.md")
 BEGIN: Final = "<!-- client: written by make bench-client -->"
 END: Final = "<!-- end of client -->"
 RATIO_GOAL: Final = 1.1

@@ -12,7 +12,6 @@ from bench.client.peers import HTTPX, OURS, OURS_GRPC, TRITON, TRITON_GRPC, Addr
 from bench.closed_loop import measure
 
 PAIRS: Final = ((OURS, HTTPX), (OURS, TRITON), (OURS_GRPC, TRITON_GRPC))
-IN_FLIGHT: Final = (1, 8, 64)
 
 
 def one_by_one(address: Address, calls: int) -> dict[str, Any]:

@@ -27,24 +27,24 @@ from bench.operator.looks import looks
 from bench.operator.report import WEIGHT_GOALS_MS, write_table
 from bench.operator.scenarios import applying, fleet, many
 from bench.operator.weights import weights
-from bench.platform import ROOT
+from bench.smoke import output, sized
 from cluster.node import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-OUT: Final = ROOT / "bench/out/operator.json"
+OUT: Final = output("bench/out/operator.json")
 A_POOL: Final = {1: 1, 100: 100}
 LARGE_POOL: Final = 1000
-REST_AT: Final = 1000
+REST_AT: Final = sized(1000, 1)
 """The size of which an hour at rest is shown."""
 
-FLEET_S: Final = 60.0
-FLEET: Final = (10_000, 50, 8)
+FLEET_S: Final = sized(60.0, 5.0)
+FLEET: Final = sized((10_000, 50, 8), (4, 2, 1))
 """Models, models of a pool, and how many of these are rolled out at once."""
 KEPT: Final = Path("/dev/shm/segserve-bench-fleet")
 """The cluster's objects while a fleet is measured: in memory, since it is the operator that is measured."""
-SIZES: Final = (1, 100, 1000, 10_000)
+SIZES: Final = sized((1, 100, 1000, 10_000), (1,))
 
 
 def main(arguments: list[str]) -> None:
@@ -56,7 +56,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--go-on", action="store_true", help="continue with a fleet whose measurement was ended, instead of a new one"
     )
-    parser.add_argument("--rest-seconds", type=float, default=130.0, help="how long the operator is watched at rest")
+    parser.add_argument(
+        "--rest-seconds", type=float, default=sized(130.0, 5.0), help="how long the operator is watched at rest"
+    )
     told = parser.parse_args(arguments)
     if unknown := set(told.parts) - PARTS.keys():
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")

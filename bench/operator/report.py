@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.platform import ROOT
+from bench.smoke import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DOCUMENT: Final = ROOT / "bench/out/operator.md"
+DOCUMENT: Final = output("bench/out/operator.md")
 BEGIN: Final = "<!-- operator: written by make bench-operator -->"
 END: Final = "<!-- end of operator -->"
 WEIGHT_GOALS_MS: Final = {"1": 100, "100": 150, "1000": 300}

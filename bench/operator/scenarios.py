@@ -29,6 +29,7 @@ from bench.operator.running import (
 )
 from bench.operator.running import LEASES as LEASE_NAMESPACE
 from bench.operator.watching import until_answered
+from bench.smoke import sized
 from segserve_common.kube.kinds import (
     CHILDREN,
     CONFIG_MAPS,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 READS: Final = frozenset({"get", "list", "watch"})
 LEASES: Final = "leases"
 PASSES: Final = 30
-APPLIES: Final = 7
+APPLIES: Final = sized(7, 1)
 QUIET_S: Final = 2.0
 START_S: Final = 20.0
 """Time after the first passes in which a start is over: watches begin, and what they list has been handled."""

@@ -36,6 +36,7 @@ from bench.operator.running import (
     wait_until,
 )
 from bench.operator.watching import watched
+from bench.smoke import sized
 from segserve_common.api_errors import NotFoundError
 from segserve_common.kube.kinds import MODELS, PODS
 from segserve_common.kube.kinds import POOLS as POOL_KIND
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from segserve_common.kube.async_client import AsyncKubeClient
     from segserve_common.kube.kinds import Json
 
-FLIPS: Final = 12
+FLIPS: Final = sized(12, 1)
 NAMESPACE: Final = namespace_of(0)
 PATIENCE_S: Final = 120.0
 SETTLE_S: Final = 2.0

@@ -10,10 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pycocotools import mask
-
-from bench.rivals import operators  # noqa: F401  before what imports torchvision
-
-# isort: split
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils import nms, ops
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from ultralytics import YOLO
 
 from bench.rivals.pipeline import encode
-
-# isort: split
-from ultralytics import YOLO
 
 
 def connect(address: str) -> YOLO:

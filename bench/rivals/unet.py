@@ -22,11 +22,12 @@ from torch import nn
 from torch.nn import functional
 
 from bench.rivals.network import PHOTOS, served
+from bench.smoke import sized
 from examples.zoo.world import CLASSES, Scene, draw_scene
 
 CHANNELS: Final = (8, 16, 32, 64)
 DRAWN: Final = (180, 320)
-TRAINED, STEPS, BATCH = 160, 160, 4
+TRAINED, STEPS, BATCH = sized(160, 40), sized(160, 40), 4
 
 
 def convolution(given: int, channels: int, stride: int = 1) -> nn.Sequential:

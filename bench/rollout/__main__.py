@@ -11,17 +11,17 @@ import json
 import time
 from typing import TYPE_CHECKING, Final
 
-from bench.platform import ROOT
 from bench.rollout.cells import chosen_cells, every_cell
 from bench.rollout.plots import draw
 from bench.rollout.report import write_tables
 from bench.rollout.running import PARTS, collected, run
+from bench.smoke import output, sized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OUT: Final = ROOT / "bench/out/rollout.json"
-CELLS: Final = ROOT / "bench/out/rollout"
+OUT: Final = output("bench/out/rollout.json")
+CELLS: Final = output("bench/out/rollout")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,10 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only each Nth cell, from the Ith")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose names have this in them")
     parser.add_argument("--part", choices=PARTS, help="only our figures, or only the peers'; both by default")
-    parser.add_argument("--share", type=float, default=1.0, help="so large a share of the rollouts, for a quick look")
+    parser.add_argument(
+        "--share", type=float, default=sized(1.0, 0.01), help="so large a share of the rollouts, for a quick look"
+    )
     parser.add_argument("--report", action="store_true", help="only write the tables and plots anew")
     told = parser.parse_args(arguments)
-    cells = every_cell() if told.full else chosen_cells()
+    cells = every_cell() if told.full else sized(chosen_cells(), chosen_cells()[::60])
     number, shards = told.shard
     wanted = [cell for cell in cells[number - 1 :: shards] if told.only in cell.name]
     began_s = time.monotonic()

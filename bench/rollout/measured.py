@@ -10,22 +10,22 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.platform import ROOT
 from bench.rollout.cells import DRAWN_NAME, Cell, our_part
 from bench.rollout.conditions import CONDITIONS, STEADY
 from bench.rollout.faults import FAULTS, NONE
 from bench.rollout.figures import WITHIN, Results
 from bench.rollout.report import markdown_table, put_into_document
 from bench.rollout.running import minutes_told, run_missing
+from bench.smoke import output, sized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-OUT: Final = ROOT / "bench/out/rollout_measured.json"
-KNOWN: Final = ROOT / "bench/out/rollout.json"
-HEALTHY_RUNS: Final = 500
-FAULTY_RUNS: Final = 150
-DRAWN_RUNS: Final = 250
+OUT: Final = output("bench/out/rollout_measured.json")
+KNOWN: Final = output("bench/out/rollout.json")
+HEALTHY_RUNS: Final = sized(500, 10)
+FAULTY_RUNS: Final = sized(150, 10)
+DRAWN_RUNS: Final = sized(250, 10)
 _RATES: Final = (100.0, 10.0, 1000.0)
 _FAULTS: Final = (
     *("errors+1", "errors+2", "errors+5", "errors+100", "latency-x1.25", "latency-x1.5", "latency-x2", "latency-x3"),

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.platform import ROOT
 from bench.rollout.cells import RATES, SLO_MS
 from bench.rollout.conditions import CONDITIONS, STEADY
 from bench.rollout.faults import NONE
 from bench.rollout.figures import Results
 from bench.rollout.ours import ALPHA
 from bench.rollout.peers import PEERS
+from bench.smoke import output
 from bench.svg import plot_style, save_svg
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from bench.rollout.figures import Row
 
-IMAGES: Final = ROOT / "docs/images"
 PERCENT_POINTS: Final = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 OURS: Final = {"ours, at its own pace": "evidence", "ours, along the schedule": "steps"}
 _COLOURS: Final = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#999999", "#8c510a", "#000000")
@@ -35,9 +34,9 @@ def draw(found: Mapping[str, Any]) -> None:
     """Draw what there is results for."""
     results = Results.of(found)
     with plot_style():
-        save_svg(_false_rollbacks(results), IMAGES / "rollout-false.svg")
-        save_svg(_curves(results, "excess"), IMAGES / "rollout-excess.svg")
-        save_svg(_curves(results, "detection_s"), IMAGES / "rollout-detection.svg")
+        save_svg(_false_rollbacks(results), output("docs/images/rollout-false.svg"))
+        save_svg(_curves(results, "excess"), output("docs/images/rollout-excess.svg"))
+        save_svg(_curves(results, "detection_s"), output("docs/images/rollout-detection.svg"))
 
 
 def _rules(row: Row) -> Iterator[tuple[str, Mapping[str, Any]]]:

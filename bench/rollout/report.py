@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.platform import ROOT
 from bench.rollout.conditions import CONDITIONS
 from bench.rollout.faults import FAULTS
 from bench.rollout.figures import TOLERATED, Results
 from bench.rollout.ours import ALPHA, PACES
 from bench.rollout.peers import PEERS
+from bench.smoke import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from bench.rollout.figures import Compared, Row
 
-DOCUMENT: Final = ROOT / "bench/out/decisions.md"
+DOCUMENT: Final = output("bench/out/decisions.md")
 NOTHING: Final = "–"
 LEAST_HARM: Final = 0.01
 """Excess bad requests that count as none, where ratios are formed."""

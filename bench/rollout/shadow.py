@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from bench.platform import ROOT
 from bench.rollout import measured
 from bench.rollout.cells import DRAWN_NAME, HORIZON_S, SLO_MS, Cell
 from bench.rollout.conditions import CONDITIONS, STEADY
@@ -24,6 +23,7 @@ from bench.rollout.pairs import OWN, PairedWorld
 from bench.rollout.quality import golden
 from bench.rollout.report import markdown_table, put_into_document
 from bench.rollout.running import minutes_told, run_missing
+from bench.smoke import output, sized
 from segserve_operator.api.rollout_policy import Shadow
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     Found = Mapping[str, Any]
 
-OUT: Final = ROOT / "bench/out/rollout_shadow.json"
-HEALTHY_RUNS: Final = 400
-MANY_RUNS: Final = 1000
+OUT: Final = output("bench/out/rollout_shadow.json")
+HEALTHY_RUNS: Final = sized(400, 10)
+MANY_RUNS: Final = sized(1000, 10)
 """Where some are rolled back, so that 400 do not bound the share."""
-FAULTY_RUNS: Final = 100
-DRAWN_RUNS: Final = 260
+FAULTY_RUNS: Final = sized(100, 10)
+DRAWN_RUNS: Final = sized(260, 10)
 SHADOW: Final = Shadow()
 """As by default: half of the requests, at most 5 a second, for at most ten minutes."""
 UNKNOWN_FAULTS: Final = ("errors+1", "errors+5", "errors+20", "errors+50", "errors+100", "latency-x1.5")

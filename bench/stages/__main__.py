@@ -14,17 +14,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from bench import stages
+from bench.smoke import output, sized
 from bench.stages._plot import draw
 from bench.stages.case import Case, Peer
 
-ROOT: Final = Path(__file__).parents[2]
-RESULT: Final = ROOT / "bench/out/stages.json"
-DOCUMENT: Final = ROOT / "bench/out/stages.md"
-PLOT: Final = ROOT / "docs/images/stage-ratios.svg"
+RESULT: Final = output("bench/out/stages.json")
+DOCUMENT: Final = output("bench/out/stages.md")
+PLOT: Final = output("docs/images/stage-ratios.svg")
 BEGIN: Final = "<!-- stages: written by make bench-stages -->"
 END: Final = "<!-- end of stages -->"
 WARM: Final = {
@@ -37,11 +36,11 @@ WARM: Final = {
     "NUMBA_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
 }
-TURN_S: Final = 4.0
-MIN_TURNS: Final = 5
+TURN_S: Final = sized(4.0, 0.0)
+MIN_TURNS: Final = sized(5, 2)
 MAX_TURNS: Final = 40
 OURS_PER_TURN_S: Final = 0.02
-MAX_OURS_PER_TURN: Final = 9
+MAX_OURS_PER_TURN: Final = sized(9, 1)
 
 
 def main() -> None:
