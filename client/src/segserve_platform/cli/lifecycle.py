@@ -42,7 +42,9 @@ def up(
     files: Annotated[
         list[Path] | None, typer.Option("--filename", "-f", help="Resource file or folder to apply; may be repeated.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the models serve, or a rollout decides.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once the models serve, or a rollout decides.")
+    ] = False,
     port: Annotated[int | None, typer.Option(help="Gateway port for HTTP and gRPC. Default: 8080.")] = None,
     tls: Annotated[
         bool | None,
