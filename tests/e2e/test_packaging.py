@@ -107,8 +107,9 @@ def test_an_installed_wheel_takes_a_user_from_a_network_to_a_rollout(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = with_packages_of_this_environment(tmp_path / "venv", wheel)
+    (tmp_path / "photos").mkdir()
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(prefix="segserve-") as state:
-        for name, target in (("coins-unet.onnx", "coins.onnx"), ("coins.png", "photo.png")):
+        for name, target in (("coins-unet.onnx", "coins.onnx"), ("coins.png", "photos/photo.png")):
             (tmp_path / target).write_bytes(archive.read(f"segserve_platform/examples/coins/{name}"))
         monkeypatch.setenv("SEGSERVE_STATE", state)  # the path of Envoy's admin socket must be short
 
@@ -119,10 +120,10 @@ def test_an_installed_wheel_takes_a_user_from_a_network_to_a_rollout(
             found: dict[str, Any] = json.loads(segserve("get", "coins", "-o", "json"))["status"]
             return found
 
-        segserve("init", "photo.png", "coins.onnx", "-o", "coins")
+        segserve("init", "photos", "coins.onnx", "-o", "coins")
         try:
             segserve("up", "--detach", "--port", str(free_port()), "-f", "coins/model.yaml")
-            before = segserve("predict", "coins", "photo.png", "-o", "overlay.png")
+            before = segserve("predict", "coins", "photos/photo.png", "-o", "overlay.png")
             stable = status()["roles"]["stable"]["revision"]
 
             file = tmp_path / "coins/model.yaml"
@@ -137,7 +138,7 @@ def test_an_installed_wheel_takes_a_user_from_a_network_to_a_rollout(
             until(lambda: status()["roles"]["stable"]["revision"] == candidate, "the candidate is promoted")
 
             assert candidate != stable
-            assert segserve("predict", "coins", "photo.png", "-o", "overlay.png") == before
+            assert segserve("predict", "coins", "photos/photo.png", "-o", "overlay.png") == before
         finally:
             segserve("down")
 
