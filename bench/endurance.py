@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bench.coins import variant, write
 from bench.platform import ROOT, Running, platform
-from bench.smoke import output, sized
+from bench.smoke import is_smoke, output, sized
 from segserve import Client, SegserveError
 
 CLIENTS: Final = sized(8, 2)
@@ -136,7 +136,7 @@ def main() -> int:
     output("bench/out/endurance.json").write_text(json.dumps({**report, "samples": samples}, indent=1) + "\n")
     Console().print(report)
     flat = report["growth"]["memory_mib"] < FLAT_MIB and report["growth"]["shm_regions"] == 0
-    flat |= sized(False, True)  # the revision before may be there for longer than a smoke run
+    flat |= is_smoke()  # the revision before may be there for longer than a smoke run
     return 0 if not results.failures and flat and len(results.revisions) == edits + 1 else 1
 
 

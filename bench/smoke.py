@@ -17,9 +17,14 @@ VARIABLE: Final = "SEGSERVE_BENCH_SMOKE"
 _PROJECT: Final = Path(__file__).parent.parent
 
 
+def is_smoke() -> bool:
+    """Return whether this is a smoke run."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def sized(whole: T, smoke: T) -> T:
     """Return the size of something in a whole run, or in a smoke run if this is one."""
-    return smoke if os.environ.get(VARIABLE) else whole
+    return smoke if is_smoke() else whole
 
 
 def output(name: str) -> Path:

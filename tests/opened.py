@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-_OPENED: Final = pytest.StashKey[set[str]]()
+_FOUND: Final = pytest.StashKey[set[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,8 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Listen from the start: tests are collected by files."""
     if not config.getoption("opened"):
         return
-    found = config.stash[_OPENED] = set()
-    root, plain, start = f"{config.rootpath}{os.sep}", io.open, subprocess.Popen.__init__
+    found = config.stash[_FOUND] = set()
+    root, plain, start = _root(config), io.open, subprocess.Popen.__init__
 
     def add(paths: Iterable[Any]) -> None:
         for path in paths:
@@ -45,16 +45,25 @@ def pytest_configure(config: pytest.Config) -> None:
         add(args if isinstance(args, list | tuple) else [])
         start(process, args, *arguments, **options)
 
+    def restore() -> None:
+        builtins.open = io.open = plain
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
     builtins.open = io.open = opened
     subprocess.Popen.__init__ = started  # type: ignore[assignment, method-assign]
+    config.add_cleanup(restore)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Append what this process opened and imported."""
-    if (found := config.stash.get(_OPENED, None)) is not None:
+    if (found := config.stash.get(_FOUND, None)) is not None:
         files = (getattr(module, "__file__", None) or "" for module in tuple(sys.modules.values()))
-        root = f"{config.rootpath}{os.sep}"
+        root = _root(config)
         imported = {file.removeprefix(root) for file in files if file.startswith(root)}
         # In one write: other processes of the run append as well.
         with config.getoption("opened").open("ab", buffering=0) as file:
             file.write("".join(f"{path}\n" for path in sorted(found | imported)).encode())
+
+
+def _root(config: pytest.Config) -> str:
+    return f"{config.rootpath}{os.sep}"

@@ -22,10 +22,8 @@ MOST_TESTS: Final = 5
 MOST_S: Final = 300.0
 _OF_A_LOST_PROCESS: Final = "???"  # what pytest-xdist calls the phase in which a worker ended
 _STOPPED: Final = 2
-_RED: Final = (
-    1,
-    _STOPPED,
-)  # exit statuses of pytest with results: tests failed, or the run stopped after some failures
+# Exit statuses of pytest with results: tests failed, or the run stopped after some failures.
+_RED: Final = (1, _STOPPED)
 
 
 @dataclass(slots=True)

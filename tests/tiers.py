@@ -47,6 +47,7 @@ PRODUCT: Final = ("client/src", "model_repo_builder/src", "operator/src")
 # Records are of the rest.
 NOT_COVERED: Final = ":(exclude)tests/records"
 EVERYBODYS: Final = ("tests/fakes", "tests/networks", "pyproject.toml", "constraints.txt")
+_QUICK_COVERS: Final = (*PRODUCT, "bench", "charts", "crds", "docs", "examples", "images", "tests", "pyproject.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def _native(title: str) -> Tier:
 def _python(version: str) -> Tier:
     return Tier(
         f"quick tests on Python {version}, without the embedded Triton and Envoy",
-        (*PRODUCT, "bench", "charts", "crds", "docs", "examples", "images", "tests", "pyproject.toml"),
+        _QUICK_COVERS,
         f"{_QUICK} and not platform",
         environment=f".venv-python{version}",
     )
@@ -120,7 +121,7 @@ TIERS: Final[Mapping[str, Tier]] = {
     ),
     "test": Tier(
         "quick tests, and the core on the real Triton and Envoy",
-        (*PRODUCT, "bench", "charts", "crds", "docs", "examples", "images", "tests", "pyproject.toml"),
+        _QUICK_COVERS,
         f"{_QUICK} and (core or not platform)",
         is_long=False,
     ),

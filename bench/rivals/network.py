@@ -30,7 +30,7 @@ from ultralytics import YOLO
 
 from bench.rivals.pipeline import masks, prepare
 from bench.rivals.session import Network, session
-from bench.smoke import sized
+from bench.smoke import is_smoke, sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +157,14 @@ def find_one(path: Path) -> None:
 def main() -> None:
     folder, random = Path(sys.argv[1]).resolve(), np.random.default_rng(7)
     weights = folder / "run/weights/last.pt"
-    if sized(False, True):
+    if is_smoke():
         weights.parent.mkdir(parents=True)
         YOLO("yolo11n-seg.yaml").save(weights)
     elif not weights.exists():
         train(folder, random)
     for name in ("yolo", "yolo-batch"):
         export(weights, folder / f"{name}.onnx", is_free=name == "yolo-batch")
-        if sized(False, True):
+        if is_smoke():
             find_one(folder / f"{name}.onnx")
     for scene in SCENES:
         (folder / scene).mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ def why(
         typer.echo(json.dumps({"model": name, "since": _iso(since_s), "now": state, "entries": listed, "notes": notes}))
         return
     zone = datetime.now().astimezone().strftime("%Z")
-    _say(f"{name}: what changed since {_clock(since_s)} {zone} (now {_clock(time.time())})")
+    _say(f"{name}: what changed from {_clock(since_s)} to {_clock(time.time())} {zone}")
     _say(f"  now       {state}", indent=12)
     for entry in entries:
         mark = "!" if entry.warning else " "
