@@ -28,7 +28,7 @@ from segserve_builder.steps.in_process import InProcessModel
 from segserve_operator.api.segmentation_model import SegmentationModel
 from tools import EXPORTERS
 
-pytestmark = [pytest.mark.needs("exporters"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs("exporters"), pytest.mark.timeout(3600)]
 
 ORACLE = ROOT / "tests/oracles/exporters.py"
 Answer = Mapping[str, NDArray[Any]]

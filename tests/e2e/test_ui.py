@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,7 +46,7 @@ from segserve_ui.server import open_browser
 
 pytestmark = [pytest.mark.platform, pytest.mark.needs("chromium")]
 PHOTO = MODELS.parent / "coins.png"
-README_PICTURE = ROOT / "docs/images/ui-playground.jpg"
+PICTURES = ROOT / "docs/images"
 COINS = 24
 MARKUP = "<img src=x onerror=alert(1)>"
 READY = {
@@ -111,18 +112,25 @@ def test_an_image_is_segmented_and_the_slider_hides_objects_without_a_request(pa
     assert len(json.loads(download.value.path().read_text())["annotations"]) == shown(page)
 
 
-def test_the_picture_in_readme_shows_the_page_as_it_is(page: Page) -> None:
-    """Its comment names what it shows. `SEGSERVE_WRITE_GOLDEN=1` takes it again: look at it before it is committed."""
-    segment(page, "coins-instances")
+def is_as_in(picture: Path, page: Page) -> bool:
+    """Whether the page has the labels that the comment of a picture names.
+
+    `SEGSERVE_WRITE_GOLDEN=1` takes the picture again: look at it before it is committed.
+    """
     page.mouse.move(0, 0)
     named = re.findall(r'(?:button|link|heading|tab|checkbox|slider) "([^"\d]+)"', page.locator("body").aria_snapshot())
     labels = list(dict.fromkeys(named))
-
     if os.environ.get("SEGSERVE_WRITE_GOLDEN"):
-        with Image.open(io.BytesIO(page.screenshot())) as picture:
-            picture.convert("RGB").save(README_PICTURE, quality=88, optimize=True, comment="\n".join(labels).encode())
-    with Image.open(README_PICTURE) as picture:
-        assert picture.info["comment"].decode().splitlines() == labels
+        with Image.open(io.BytesIO(page.screenshot())) as found:
+            found.convert("RGB").save(picture, quality=88, optimize=True, comment="\n".join(labels).encode())
+    with Image.open(picture) as found:
+        return bool(found.info["comment"].decode().splitlines() == labels)
+
+
+def test_the_picture_of_the_page_shows_it_as_it_is(page: Page) -> None:
+    segment(page, "coins-instances")
+
+    assert is_as_in(PICTURES / "ui-playground.jpg", page)
 
 
 def test_several_images_are_segmented_at_once_and_a_refused_file_is_named_until_it_is_dismissed(
@@ -449,14 +457,19 @@ def test_the_browser_is_led_to_the_page_which_outlives_a_reload_and_no_other_por
 
 @contextmanager
 def rollout_page(
-    browser: Browser, folder: Path, scheme: Literal["light", "dark"], size: str
+    browser: Browser,
+    folder: Path,
+    scheme: Literal["light", "dark"],
+    size: str,
+    started_s: float = records.STARTED_S,
 ) -> Iterator[tuple[Page, LocalHarness]]:
     """Open the page at a rollout that has compared pairs in Shadow, of a platform that is not up."""
     harness = LocalHarness(folder / "state")
     with Client(platform=harness.place()) as client:
         client.models.apply(next(yaml.safe_load_all(MODELS.read_text())))
-    harness.tell("coins", status(at=records.standing()))
-    harness.keep(records.record(policy=records.POLICY.model_copy(update={"shadow": Shadow()})))
+    record = records.record(started_s, policy=records.POLICY.model_copy(update={"shadow": Shadow()}))
+    harness.tell("coins", status(at=records.standing(record)))
+    harness.keep(record)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGSERVE_STATE", str(folder / "state"))
         with page_of(PlatformOptions(local=True)) as access, opened(browser, access) as page:
@@ -466,6 +479,11 @@ def rollout_page(
             page.get_by_role("link", name="Rollouts").click()
             page.get_by_role("button", name="Skip latency").wait_for()
             yield page, harness
+
+
+def test_the_picture_of_a_rollout_shows_it_as_it_is(browser: Browser, tmp_path: Path) -> None:
+    with rollout_page(browser, tmp_path, "light", "wide", started_s=time.time() - 275) as (page, _):
+        assert is_as_in(PICTURES / "ui-rollout.jpg", page)
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
