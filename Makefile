@@ -15,6 +15,8 @@ export SEGSERVE_BENCH_SMOKE := $(if $(SMOKE),$(OUT))
 
 # ONNX Runtime's builds report what they run; what is served is nobody else's business.
 export ORT_DISABLE_TELEMETRY := 1
+# Where it is set, as in many containers, each process of a test compiles a thousand modules anew: seconds a process.
+unexport PYTHONDONTWRITEBYTECODE
 
 CLUSTER := tests/cluster
 
