@@ -129,6 +129,7 @@ TIERS: Final[Mapping[str, Tier]] = {
         "the rest on the real Triton and Envoy",
         (*PRODUCT, *EVERYBODYS, "examples", "tests/e2e", "tests/contract", "tests/hostile"),
         f"platform and not core and {_QUICK}",
+        paths=("tests/e2e/test_rollouts.py", "tests"),  # the longest file first: one process runs it
     ),
     "native-24.10": _native("Triton 24.10 with its own ONNX Runtime backend"),
     "native-26.04": _native("a whole Triton 26.04"),

@@ -41,7 +41,7 @@ def test_every_test_belongs_to_a_tier() -> None:
     whole = [
         Expression.compile(tier.marks)
         for name, tier in TIERS.items()
-        if (not tier.paths or name == "same") and not tier.busy and tier.environment == ".venv"
+        if (not tier.paths or "tests" in tier.paths or name == "same") and not tier.busy and tier.environment == ".venv"
     ]
 
     def is_run(marks: set[str]) -> bool:
