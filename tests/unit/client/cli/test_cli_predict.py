@@ -199,7 +199,8 @@ def test_a_data_set_takes_no_more_memory_with_more_images(tmp_path: Path) -> Non
         return taken
 
     peak(1)  # what is imported and compiled once is of no image
-    assert peak(400) < peak(100) + 100_000
+    # When Python collects cycles is by version; 300 more images are 15 MB of text.
+    assert peak(400) < peak(100) + 1_000_000
 
 
 def test_what_is_interrupted_leaves_no_file_of_a_data_set(tmp_path: Path) -> None:
