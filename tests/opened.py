@@ -13,11 +13,9 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
-
-_FOUND: Final = pytest.StashKey[set[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,11 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Listen from the start: tests are collected by files."""
+    """Listen from the start, as tests are collected by files; append what was opened and imported at the end."""
     if not config.getoption("opened"):
         return
-    found = config.stash[_FOUND] = set()
-    root, plain, start = _root(config), io.open, subprocess.Popen.__init__
+    root, plain, start = f"{config.rootpath}{os.sep}", io.open, subprocess.Popen.__init__
+    found: set[str] = set()
 
     def add(paths: Iterable[Any]) -> None:
         for path in paths:
@@ -45,25 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
         add(args if isinstance(args, list | tuple) else [])
         start(process, args, *arguments, **options)
 
-    def restore() -> None:
-        builtins.open = io.open = plain
-        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
-
-    builtins.open = io.open = opened
-    subprocess.Popen.__init__ = started  # type: ignore[assignment, method-assign]
-    config.add_cleanup(restore)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Append what this process opened and imported."""
-    if (found := config.stash.get(_FOUND, None)) is not None:
-        files = (getattr(module, "__file__", None) or "" for module in tuple(sys.modules.values()))
-        root = _root(config)
-        imported = {file.removeprefix(root) for file in files if file.startswith(root)}
+    def append() -> None:
+        patch.undo()
+        add(getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
         # In one write: other processes of the run append as well.
         with config.getoption("opened").open("ab", buffering=0) as file:
-            file.write("".join(f"{path}\n" for path in sorted(found | imported)).encode())
+            file.write("".join(f"{path}\n" for path in sorted(found)).encode())
 
-
-def _root(config: pytest.Config) -> str:
-    return f"{config.rootpath}{os.sep}"
+    patch = pytest.MonkeyPatch()
+    for module in (builtins, io):
+        patch.setattr(module, "open", opened)
+    patch.setattr(subprocess.Popen, "__init__", started)
+    config.add_cleanup(append)
