@@ -112,8 +112,8 @@ def test_an_image_is_segmented_and_the_slider_hides_objects_without_a_request(pa
     assert len(json.loads(download.value.path().read_text())["annotations"]) == shown(page)
 
 
-def is_as_in(picture: Path, page: Page) -> bool:
-    """Whether the page has the labels that the comment of a picture names.
+def compare_labels(page: Page, picture: Path) -> None:
+    """Compare the labels of the page with what the comment of its picture names.
 
     `SEGSERVE_WRITE_GOLDEN=1` takes the picture again: look at it before it is committed.
     """
@@ -124,13 +124,13 @@ def is_as_in(picture: Path, page: Page) -> bool:
         with Image.open(io.BytesIO(page.screenshot())) as found:
             found.convert("RGB").save(picture, quality=88, optimize=True, comment="\n".join(labels).encode())
     with Image.open(picture) as found:
-        return bool(found.info["comment"].decode().splitlines() == labels)
+        assert found.info["comment"].decode().splitlines() == labels
 
 
 def test_the_picture_of_the_page_shows_it_as_it_is(page: Page) -> None:
     segment(page, "coins-instances")
 
-    assert is_as_in(PICTURES / "ui-playground.jpg", page)
+    compare_labels(page, PICTURES / "ui-playground.jpg")
 
 
 def test_several_images_are_segmented_at_once_and_a_refused_file_is_named_until_it_is_dismissed(
@@ -483,7 +483,7 @@ def rollout_page(
 
 def test_the_picture_of_a_rollout_shows_it_as_it_is(browser: Browser, tmp_path: Path) -> None:
     with rollout_page(browser, tmp_path, "light", "wide", started_s=time.time() - 275) as (page, _):
-        assert is_as_in(PICTURES / "ui-rollout.jpg", page)
+        compare_labels(page, PICTURES / "ui-rollout.jpg")
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", "phone"), ("dark", "wide")])
