@@ -174,10 +174,10 @@ test-platform: kernels  ## The rest of the tests on the real Triton and Envoy
 	$(TIER) platform
 
 test-native: export SEGSERVE_TRITON := $(abspath $(TRITON))
-test-native: kernels  ## Families, changes, crashes and loads on another Triton: TRITON=folder with backends/, and with bin/tritonserver or without
+test-native: oracles kernels  ## Families, changes, crashes and loads on another Triton: TRITON=folder with backends/, and with bin/tritonserver or without
 	$(TIER) native-$(if $(wildcard $(TRITON)/bin/tritonserver),26.04,24.10)
 
-test-oracles: oracles peers annotators exporters kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
+test-oracles: oracles peers annotators exporters cluster-build kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
 	$(TIER) oracles
 
 test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
@@ -185,11 +185,11 @@ test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages 
 
 e2e-kind: test-cluster
 
-test-neighbours: cluster-build kernels  ## What users have beside us, on a real Kubernetes (Docker or, on Debian, root; Go)
+test-neighbours: oracles cluster-build kernels  ## What users have beside us, on a real Kubernetes (Docker or, on Debian, root; Go)
 	$(TIER) neighbours
 
 test-cluster: export SEGSERVE_TEST_KUBERNETES := $(KUBERNETES)
-test-cluster: oracles cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go); KUBERNETES=1.35: of that minor version
+test-cluster: oracles peers cluster-build kernels  ## Tests on a real Kubernetes (Docker or, on Debian, root; Go); KUBERNETES=1.35: of that minor version
 	$(TIER) cluster$(if $(KUBERNETES),-$(KUBERNETES))
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 

@@ -20,7 +20,8 @@ COPY examples/coins examples/coins
 COPY docs/tutorial.md docs/
 COPY docs/how-to/collect-samples.md docs/how-to/look.md docs/how-to/roll-out.md docs/how-to/
 RUN python3 -m pip --python /opt/segserve/venv/bin/python3 install --no-cache-dir --no-deps --no-build-isolation . \
- && /opt/segserve/venv/bin/python3 -c "import segserve_operator.main, segserve_operator.gateway_sync.__main__"
+ && /opt/segserve/venv/bin/python3 -c "import segserve_operator.main, segserve_operator.gateway_sync.__main__, \
+    segserve_builder.capture.worker, segserve_builder.comparator.worker"
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="segserve operator" \

@@ -37,6 +37,8 @@ class Results:
     """What is wrong with the run itself, so that no second look helps."""
     flaky: dict[str, str] = field(default_factory=dict)
     """The first failure of each test that passed alone."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why each test was skipped that was."""
 
     def having(self, *outcomes: str) -> list[str]:
         """Return the tests with one of these outcomes."""
@@ -47,6 +49,7 @@ class Results:
         failed = self.having("failed")
         self.outcomes |= other.outcomes | dict.fromkeys(failed, "failed")
         self.failures = other.failures | self.failures
+        self.skipped |= other.skipped
         self.broken += other.broken
         for test, seconds in other.seconds.items():
             self.seconds[test] = self.seconds.get(test, 0.0) + seconds
@@ -91,6 +94,8 @@ def _add(results: Results, report: Mapping[str, Any]) -> None:
         results.broken.append(str(report["longrepr"]))
     if "wasxfail" in report:
         outcome = {"skipped": "xfailed", "passed": "xpassed"}[outcome]
+    if outcome == "skipped":
+        results.skipped[test] = str(report["longrepr"][2]).removeprefix("Skipped: ")
     if outcome == "failed":
         results.failures.setdefault(test, _in_words(report))
     # One of three phases: what failed or was skipped in one of them did so on the whole.

@@ -85,9 +85,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for name in (*needs(item), *config.getoption("needs")):
             if not TOOLS[name].is_there():
-                item.add_marker(pytest.mark.skip(reason=f"needs {TOOLS[name].title} ({TOOLS[name].remedy})"))
+                item.add_marker(pytest.mark.skip(reason=TOOLS[name].lack))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.get_closest_marker("platform") is None)
+        longest_s = {item: max([0, *(mark.args[0] for mark in item.iter_markers("timeout"))]) for item in items}
+        items.sort(key=lambda item: (item.get_closest_marker("platform") is None, -longest_s[item]))
     if distances := config.stash.get(_DISTANCES, None):
         items.sort(key=lambda item: distances[str(item.path.relative_to(config.rootpath))])
 

@@ -32,6 +32,11 @@ class Tool:
     is_there: Callable[[], bool]
     remedy: str
 
+    @property
+    def lack(self) -> str:
+        """Why a test that needs it is skipped."""
+        return f"needs {self.title} ({self.remedy})"
+
 
 def _library(name: str) -> bool:
     try:
@@ -64,6 +69,9 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "amtool": _program("amtool", "prometheus-alertmanager"),
     "ipv6": Tool("IPv6", lambda: bool(_IPV6.exists() and _IPV6.read_text()), "a kernel that has IPv6 switched on"),
     "triton": Tool("another Triton", lambda: bool(os.environ.get("SEGSERVE_TRITON")), "make test-native TRITON=folder"),
+    "hours": Tool("hours on a real Kubernetes", lambda: False, "make cluster-build; SMOKE=folder"),
     "gpu": Tool("a GPU of NVIDIA", lambda: shutil.which("nvidia-smi") is not None, "a machine that has one"),
     "libb64": Tool("perf_analyzer's libb64", lambda: _library("libb64.so.0d"), "Debian: apt-get install libb64-0d"),
 }
+OF_THE_MACHINE: Final = [TOOLS[name] for name in ("ipv6", "triton", "hours", "gpu")]
+"""What nothing here installs: a tier is whole without it."""

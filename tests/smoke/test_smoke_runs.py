@@ -37,7 +37,6 @@ ARGUMENTS: Final[Mapping[str, Sequence[str]]] = {
 }
 PRINTED: Final = ("bench.local_kills",)
 """Of these nothing is written."""
-ON_KUBERNETES: Final = pytest.mark.skip(reason="takes long on a real Kubernetes (make cluster-build; SMOKE=folder)")
 MARKS: Final = {
     "bench-exporters": pytest.mark.needs("exporters"),
     "bench-operator": pytest.mark.needs("kubectl"),
@@ -45,8 +44,8 @@ MARKS: Final = {
     "bench.layouts": pytest.mark.needs("triton"),
     "bench.ui": pytest.mark.needs("chromium"),
     "gpu": pytest.mark.needs("gpu"),
-    **dict.fromkeys(("bench-prompt", "bench-rollout-peers"), ON_KUBERNETES),
-    **dict.fromkeys(("bench.operator_faults", "bench.operator_mutations", "bench.operator_soak"), ON_KUBERNETES),
+    **dict.fromkeys(("bench-prompt", "bench-rollout-peers"), pytest.mark.needs("hours")),
+    **{f"bench.operator_{name}": pytest.mark.needs("hours") for name in ("faults", "mutations", "soak")},
 }
 
 

@@ -58,7 +58,8 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "pytest.ini").write_text(MARKS)
     (tmp_path / "tools.py").write_text(
         "from types import SimpleNamespace\n"
-        "TOOLS = {'torchvision': SimpleNamespace(title='Debian', remedy='make it', is_there=lambda: False)}\n"
+        "MISSING = SimpleNamespace(title='Debian', lack='needs Debian (make it)', is_there=lambda: False)\n"
+        "TOOLS = {'torchvision': MISSING}\n"
     )
 
     def run(text: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ import tiers
 from second_look import Results
 from selection import MUST_RUN_ALL
 from tiers import TIERS, digest, record_of, standing, summary
+from tools import TOOLS
 
 CORE = {"core", "platform"}
 MARKS = ("same", "thorough", "needs", "cluster", "neighbours", "core", "platform")
@@ -41,7 +42,7 @@ def test_every_test_belongs_to_a_tier() -> None:
     whole = [
         Expression.compile(tier.marks)
         for name, tier in TIERS.items()
-        if (not tier.paths or "tests" in tier.paths or name == "same") and not tier.busy and tier.environment == ".venv"
+        if (not tier.paths or name == "same") and not tier.busy and tier.environment == ".venv"
     ]
 
     def is_run(marks: set[str]) -> bool:
@@ -111,6 +112,19 @@ def test_a_run_is_red_if_a_file_that_it_is_of_changed_meanwhile(
     assert tiers.run_tier("platform", 0.0) == 1
     assert json.loads((tiers.RECORDS / "platform.json").read_text())["broken"] == [
         "changed while the tests ran: covered/file.py"
+    ]
+
+
+def test_a_run_is_red_if_it_skipped_a_test_that_needs_no_other_machine(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipped = {"tests/a.py::test_b": TOOLS["peers"].lack, "tests/a.py::test_c": TOOLS["gpu"].lack}
+    monkeypatch.setattr(tiers, "run", lambda _: Results(dict.fromkeys(skipped, "skipped"), skipped=skipped))
+    monkeypatch.setattr(tiers, "TIERS", {name: tiers.Tier("", ("covered",), name) for name in ("platform", "edits")})
+
+    assert tiers.run_tier("platform", 0.0) == 1
+    assert json.loads((tiers.RECORDS / "platform.json").read_text())["broken"] == [
+        "tests were skipped: needs the environment of peers (make peers)"
     ]
 
 
