@@ -45,7 +45,7 @@ def test_the_operator_image_has_operator_client_and_example(cluster: Cluster, na
 
 @pytest.mark.parametrize(
     ("image", "base", "most_mb"),
-    [(images.OPERATOR_IMAGE, images.PYTHON_IMAGE, 285), (images.SERVER_IMAGE, images.TRITON_IMAGE, 790)],
+    [(images.OPERATOR_IMAGE, images.PYTHON_IMAGE, 460), (images.SERVER_IMAGE, images.TRITON_IMAGE, 790)],
     ids=["operator", "server"],
 )
 def test_an_image_adds_little_to_its_base(cluster: Cluster, image: str, base: str, most_mb: int) -> None:
