@@ -118,6 +118,7 @@ def test_a_run_is_red_if_a_file_that_it_is_of_changed_meanwhile(
 def test_a_run_is_red_if_it_skipped_a_test_that_needs_no_other_machine(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(MUST_RUN_ALL, raising=False)
     skipped = {"tests/a.py::test_b": TOOLS["peers"].lack, "tests/a.py::test_c": TOOLS["gpu"].lack}
     monkeypatch.setattr(tiers, "run", lambda _: Results(dict.fromkeys(skipped, "skipped"), skipped=skipped))
     monkeypatch.setattr(tiers, "TIERS", {name: tiers.Tier("", ("covered",), name) for name in ("platform", "edits")})
