@@ -30,7 +30,7 @@ SAME = $(shell grep -rl 'mark\.same' tests/unit --include 'test_*.py')
 BASE ?= HEAD
 MINUTES ?= 10
 
-.PHONY: cluster-build e2e-kind annotators exporters cluster-up cluster-down same write tiers
+.PHONY: cluster-build cluster-programs e2e-kind annotators exporters cluster-up cluster-down same write tiers
 .PHONY: test test-all test-platform test-native test-oracles test-numpy1 test-thorough test-cluster test-neighbours test-bench test-edits test-client test-python test-busy check fuzz
 .PHONY: help demo demo-rollout docs gpu lint kernels peers bench bench-versus bench-client bench-density bench-exporters bench-hands bench-prompt bench-rollout-peers bench-stages bench-tiled oracles prove crds dashboards system clean locks release zoo zoo-report
 
@@ -177,7 +177,7 @@ test-native: export SEGSERVE_TRITON := $(abspath $(TRITON))
 test-native: oracles kernels  ## Families, changes, crashes and loads on another Triton: TRITON=folder with backends/, and with bin/tritonserver or without
 	$(TIER) native-$(if $(wildcard $(TRITON)/bin/tritonserver),26.04,24.10)
 
-test-oracles: oracles peers annotators exporters cluster-build kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
+test-oracles: oracles peers annotators exporters cluster-programs kernels  ## Tests that compare with torchvision, exporters of networks, Prometheus, registries, object stores (Debian, root)
 	$(TIER) oracles
 
 test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages and what runs inside Triton, on numpy 1.26
@@ -185,7 +185,7 @@ test-numpy1: $(VENV)/dev.stamp $(VENV)-numpy1/stamp kernels  ## Kernels, stages 
 
 e2e-kind: test-cluster
 
-test-neighbours: oracles cluster-build kernels  ## What users have beside us, on a real Kubernetes (Docker or, on Debian, root; Go)
+test-neighbours: system cluster-build kernels  ## What users have beside us, on a real Kubernetes (Docker or, on Debian, root; Go)
 	$(TIER) neighbours
 
 test-cluster: export SEGSERVE_TEST_KUBERNETES := $(KUBERNETES)
@@ -193,7 +193,7 @@ test-cluster: oracles peers cluster-build kernels  ## Tests on a real Kubernetes
 	$(TIER) cluster$(if $(KUBERNETES),-$(KUBERNETES))
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
-test-bench: oracles exporters kernels $(VENV)-rivals/stamp  ## Benches and demos, each with the least load (Debian, root, npm)
+test-bench: oracles exporters cluster-programs kernels $(VENV)-rivals/stamp  ## Benches and demos, each with the least load (Debian, root, npm)
 	$(TIER) bench
 
 test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a crash at every write
@@ -209,10 +209,10 @@ test-all: test test-platform test-oracles test-numpy1 test-thorough test-edits f
 check: same lint kernels  ## What is generated, lint, and the quick tests that meet what changed since BASE=HEAD, nearest first (3 minutes)
 	$(PYTEST) -m 'not same and not thorough and not needs and not cluster and not platform' --changed $(BASE) --within-s 75 || [ $$? -eq 5 ]
 
-fuzz: kernels  ## Look for counterexamples of the property tests with fresh seeds, for MINUTES=10
+fuzz: oracles kernels  ## Look for counterexamples of the property tests with fresh seeds, for MINUTES=10
 	$(TIER) properties $(MINUTES)
 
-test-busy: oracles peers cluster-build  ## The tests on the real servers and Kubernetes while every core is busy with something else
+test-busy: oracles peers annotators exporters cluster-build  ## The tests on the real servers and Kubernetes while every core is busy with something else
 	$(TIER) busy
 	$(TIER) busy-cluster
 
@@ -236,6 +236,9 @@ system:  ## What tests need of the system, where it is missing
 
 cluster-build: $(VENV)/dev.stamp  ## Make what the tests' cluster and its images consist of (15 minutes, once; a minute where kind's images can be pulled)
 	cd tests && $(CURDIR)/$(BIN)/python -m cluster.images
+
+cluster-programs:
+	$(CLUSTER)/build.sh programs
 
 cluster-up: cluster-build  ## Start the tests' cluster and leave it up (kind)
 	$(CLUSTER)/up.sh
@@ -264,8 +267,7 @@ $(OUT)/versus/stamp: $(VENV)-rivals/stamp
 bench-versus: $(OUT)/versus/stamp  ## Segmentation beside other servers and code in the client; adds to bench/out/versus.json, writes the tables of docs/evidence/versus.md and docs/images/versus.svg (40 minutes)
 	set -e; for run in $(VERSUS); do $(VENV)-rivals/bin/python -m bench.versus $$run --folder $(OUT)/versus; done
 
-bench-operator: $(VENV)/dev.stamp  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs Go)
-	$(CLUSTER)/build.sh programs
+bench-operator: $(VENV)/dev.stamp cluster-programs  ## What the operator costs; writes bench/out/operator.json and its table (30 minutes; needs Go)
 	PYTHONPATH=tests $(BIN)/python -m bench.operator
 
 bench-stages: oracles  ## Every stage beside its peers; writes bench/out/stages.json and its table
