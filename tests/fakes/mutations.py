@@ -5,7 +5,7 @@ The way of Acto (Gu et al., SOSP 2023): the schema knows every field, so that no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -43,29 +43,6 @@ def spec_schema(kind: str, **most: int) -> Json:
     for name, maximum in most.items():
         schema["properties"][name]["maximum"] = maximum
     return schema
-
-
-def fields(schema: Json, at: str = "") -> Iterator[str]:
-    """Yield the path of every field of a spec with this schema: `gateway.port`, `classes[].name`."""
-    for name, field in schema.get("properties", {}).items():
-        yield f"{at}{name}"
-        yield from fields(field, f"{at}{name}.")
-    if "items" in schema:
-        yield from fields(schema["items"], f"{at.removesuffix('.')}[].")
-
-
-def of_fields(schema: Json, listed: Collection[str], at: str = "") -> Json:
-    """Return a schema with the listed fields alone, so that edits are drawn as before when a field is added."""
-    found = dict(schema)
-    if "properties" in schema:
-        found["properties"] = {
-            name: of_fields(field, listed, f"{at}{name}.")
-            for name, field in schema["properties"].items()
-            if f"{at}{name}" in listed
-        }
-    if "items" in schema:
-        found["items"] = of_fields(schema["items"], listed, f"{at.removesuffix('.')}[].")
-    return found
 
 
 def edited(spec: Mapping[str, Any], edit: Edit) -> Json:
