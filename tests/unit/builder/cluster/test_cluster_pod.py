@@ -210,7 +210,7 @@ def test_a_log_goes_on_where_an_earlier_launcher_left_it(tmp_path: Path) -> None
     assert (tmp_path / "triton.log").read_bytes() == b"first\nsecond\n"
 
 
-LINES = st.text(st.characters(exclude_characters="\n")).map(
+LINES = st.text(st.characters(codec="utf-8", exclude_characters="\n")).map(
     lambda text: f"E1122 13:35:12.6 7 a.cc:1] {text}\n".encode()
 )
 

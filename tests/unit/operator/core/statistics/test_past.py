@@ -208,7 +208,7 @@ def test_no_bet_on_independent_requests_wins_on_average(
     """Exactly, for any share of stable and any expectation of it: the sum over all outcomes."""
     worst = min(share + tolerance, 1.0)
     k_s, k_c = np.meshgrid(np.arange(stable + 1.0), np.arange(candidate + 1.0), indexing="ij")
-    chances = binomial(stable, share)[:, None] * binomial(candidate, worst)[None, :]
+    log_chances = log_binomial(stable, share)[:, None] + log_binomial(candidate, worst)[None, :]
     level = np.full(k_s.shape, expected)
     factors = two_sample(
         (k_s, k_c),
@@ -217,17 +217,15 @@ def test_no_bet_on_independent_requests_wins_on_average(
         np.minimum(level + tolerance, 0.99),
         np.full(k_s.shape, tolerance),
     )
-    assert (np.sum(chances[..., None] * np.exp(factors), (0, 1)) <= 1.001).all()
+    assert (np.sum(np.exp(log_chances[..., None] + factors), (0, 1)) <= 1.001).all()
     alone = one_sample(np.arange(candidate + 1.0), np.full(candidate + 1, candidate), np.full(candidate + 1, share))
-    assert (np.sum(binomial(candidate, share)[:, None] * np.exp(alone), 0) <= 1.001).all()
+    assert (np.sum(np.exp(log_binomial(candidate, share)[:, None] + alone), 0) <= 1.001).all()
 
 
-def binomial(number: int, share: float) -> Floats:
+def log_binomial(number: int, share: float) -> Floats:
     ways = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, number + 1)))])
     at = np.arange(number + 1)
-    chances: Floats = np.exp(
-        ways[-1] - ways[at] - ways[number - at] + at * np.log(share) + (number - at) * np.log1p(-share)
-    )
+    chances: Floats = ways[-1] - ways[at] - ways[number - at] + at * np.log(share) + (number - at) * np.log1p(-share)
     return chances
 
 
