@@ -297,6 +297,8 @@ async def _edits_end_as_the_last_spec(
             # What a person has refused is not tried again; another network is.
             story.specs[name] = edited(story.specs[name], Edit(("artifact",), base_spec("9")["artifact"]))
     story.specs = {name: spec | OF_HISTORY for name, spec in story.specs.items()}
+    # A paused update keeps servers of an earlier spec.
+    story.edit_pool(Edit(("update", "paused"), REMOVED))
     await story.settle()
 
     alone = new_world()
