@@ -46,6 +46,7 @@ def test_a_python_without_its_shared_library_is_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sysconfig.get_config_var", lambda _: str(tmp_path))
+    monkeypatch.setattr(runtime, "PYTHON_VERSIONS", (sys.version_info[:2],))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     with pytest.raises(runtime.PythonLibraryMissingError, match=f"apt-get install libpython{version}"):
         runtime.find_python_library(tmp_path)
