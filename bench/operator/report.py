@@ -113,7 +113,8 @@ def _cold_row(cold: Mapping[str, Any], among: str, *, goals: bool) -> tuple[str,
 
 def _rolling_rows(fleet: Mapping[str, Any], rolling: Mapping[str, Any], among: str) -> Iterator[tuple[str, str, str]]:
     looks, records = rolling["pass_every_s"], rolling["record_every_s"]
-    text = f"a look every {_missed(looks, LOOK_GOAL_S, 's')}, a record every {_missed(records, RECORD_GOAL_S, 's')}"
+    recorded = "no record" if records is None else f"a record every {_missed(records, RECORD_GOAL_S, 's')}"
+    text = f"a look every {_missed(looks, LOOK_GOAL_S, 's')}, {recorded}"
     yield (
         f"{fleet['rollouts']:,} rollouts at once: {among}{_load(rolling)}",
         f"{text}, {rolling['cpu_percent']:g} % of a core",

@@ -41,6 +41,7 @@ from segserve_common.kube.kinds import POOLS as POOL_KIND
 from segserve_common.kube.names import SHARDS, plan_name
 from segserve_common.kube.shards import content_of, unpack
 from segserve_operator.adapters.kube.view import PoolKey, fill
+from segserve_operator.adapters.traffic.plans import load_plan
 from segserve_operator.core.advance.advance import WRITE_INTERVAL_S
 from segserve_operator.main import assemble, outbound_of
 from segserve_operator.metrics.registry import Metrics
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from segserve_common.kube.async_client import AsyncKubeClient
     from segserve_common.kube.kinds import Json, Kind
+    from segserve_operator.core.traffic import Route
 
 READS: Final = frozenset({"get", "list", "watch"})
 LEASES: Final = "leases"
@@ -281,15 +283,14 @@ async def _check(server: ApiServer, models: int, pools: int) -> None:
         raise RuntimeError(f"of {models} models {ready} are Ready and {routed} have their route")
 
 
-async def _routes(api: AsyncKubeClient, namespace: str) -> list[Json]:
+async def _routes(api: AsyncKubeClient, namespace: str) -> list[Route]:
     shards = [await api.get(CONFIG_MAPS, namespace, plan_name("default", shard)) for shard in range(SHARDS)]
-    return [route for shard in shards for route in unpack(content_of(shard) or "")["routes"]]
+    return [route for shard in shards for route in load_plan(unpack(content_of(shard) or "")).routes]
 
 
-def _routed(routes: list[Json], main: str) -> int:
+def _routed(routes: list[Route], main: str) -> int:
     return sum(
-        [(share["group"], share["weight"]) for share in route["shares"]] == [(main, 100)]
-        and bool(route["shares"][0]["endpoints"])
+        [(share.group, share.weight) for share in route.shares] == [(main, 100)] and bool(route.shares[0].endpoints)
         for route in routes
     )
 

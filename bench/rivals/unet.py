@@ -8,6 +8,7 @@ FOLDER gets photos of 1280 x 720 pixels (semantic), and a folder unet with the n
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import onnx
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
@@ -105,6 +107,16 @@ def main() -> None:
         cv2.imwrite(path, photo(draw_scene(random, *DRAWN)), [cv2.IMWRITE_JPEG_QUALITY, 95])
     export(network, folder / "unet.onnx")
     served(folder, "unet", folder / "unet.onnx", folder / "semantic")
+    state_range(folder / "unet/model.yaml", folder / "semantic")
+
+
+def state_range(file: Path, photos: Path) -> None:
+    """Say in a model.yaml that pixels are 0 to 1; after few steps of training that cannot be guessed."""
+    resource = yaml.safe_load(file.read_text())
+    steps = [step for step in resource["spec"]["preprocess"] if "normalise" not in step]
+    resource["spec"]["preprocess"] = [*steps, {"normalise": {"mean": [0.0], "std": [1.0]}}]
+    file.write_text(yaml.safe_dump(resource, sort_keys=False))
+    subprocess.run([Path(sys.executable).with_name("segserve"), "golden", "record", photos, "-f", file], check=True)
 
 
 if __name__ == "__main__":
