@@ -113,7 +113,7 @@ def _cold_row(cold: Mapping[str, Any], among: str, *, goals: bool) -> tuple[str,
 
 def _rolling_rows(fleet: Mapping[str, Any], rolling: Mapping[str, Any], among: str) -> Iterator[tuple[str, str, str]]:
     looks, records = rolling["pass_every_s"], rolling["record_every_s"]
-    recorded = "no record" if records is None else f"a record every {_missed(records, RECORD_GOAL_S, 's')}"
+    recorded = "each record once" if records is None else f"a record every {_missed(records, RECORD_GOAL_S, 's')}"
     text = f"a look every {_missed(looks, LOOK_GOAL_S, 's')}, {recorded}"
     yield (
         f"{fleet['rollouts']:,} rollouts at once: {among}{_load(rolling)}",

@@ -52,6 +52,7 @@ TRAINED: Final = (288, 512)
 """Parts of a scene at 256 pixels show objects as large as whole scenes at 640."""
 IMAGES: Final = 240
 PHOTOS: Final = sized(10, 2)
+SEGSERVE: Final = str(Path(sys.executable).with_name("segserve"))
 MOST_DRAWN: Final = 1000
 EPOCHS: Final = 12
 DISC, RECTANGLE = 32, 73
@@ -102,8 +103,7 @@ def photos(random: np.random.Generator, scene: Scene, network: Network) -> Itera
 
 def served(folder: Path, name: str, network: Path, photos: Path) -> None:
     """Let `segserve init` write a folder of a network."""
-    segserve = Path(sys.executable).with_name("segserve")
-    subprocess.run([segserve, "init", photos, network, "-o", folder / name], check=True)
+    subprocess.run([SEGSERVE, "init", photos, network, "-o", folder / name], check=True)
 
 
 def train(folder: Path, random: np.random.Generator) -> None:

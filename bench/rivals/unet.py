@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from bench.rivals.network import PHOTOS, served
+from bench.rivals.network import PHOTOS, SEGSERVE, served
 from bench.smoke import sized
 from examples.zoo.world import CLASSES, Scene, draw_scene
 
@@ -116,7 +116,7 @@ def state_range(file: Path, photos: Path) -> None:
     steps = [step for step in resource["spec"]["preprocess"] if "normalise" not in step]
     resource["spec"]["preprocess"] = [*steps, {"normalise": {"mean": [0.0], "std": [1.0]}}]
     file.write_text(yaml.safe_dump(resource, sort_keys=False))
-    subprocess.run([Path(sys.executable).with_name("segserve"), "golden", "record", photos, "-f", file], check=True)
+    subprocess.run([SEGSERVE, "golden", "record", photos, "-f", file], check=True)
 
 
 if __name__ == "__main__":
