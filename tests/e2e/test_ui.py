@@ -238,6 +238,19 @@ def test_a_video_is_segmented_frame_by_frame(page: Page, tmp_path: Path) -> None
     expect(slider).to_have_count(0)
 
 
+def test_nothing_that_is_shown_is_of_another_image(page: Page, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("L", (384, 303), 225).save(other)
+    segment(page, "coins")
+    page.route("**/api/segment?*", lambda _: None)  # it is never answered
+
+    page.locator("input[type=file]").set_input_files(other)
+
+    expect(page.get_by_text("Waiting for the answer")).to_be_visible()
+    expect(page.get_by_role("img", name="no answer yet")).to_have_count(1)
+    expect(page.get_by_role("button", name="COCO")).to_have_count(0)
+
+
 def test_a_picture_from_the_camera_is_segmented(page: Page) -> None:
     page.get_by_role("button", name="Take a picture").click()
 

@@ -15,7 +15,7 @@ const FORMATS = [["coco", "COCO"], ["geojson", "GeoJSON"], ["labelme", "LabelMe"
 const settings = { opacity: 0.5, byClass: false };
 
 export function playground(main, given, go) {
-  const state = { seen: null, model: given.get("model") ?? "", answer: null, error: "", busy: false, lowest: 0, least: 0, hidden: new Set(),
+  const state = { seen: null, model: given.get("model") ?? "", image: null, answer: null, error: "", busy: false, lowest: 0, least: 0, hidden: new Set(),
     shown: [], under: -1, pinned: -1, layers: null, calls: [], tab: 0 };
   let request = null;
   let over = false;
@@ -44,7 +44,8 @@ export function playground(main, given, go) {
 
   async function segment() {
     request?.abort();
-    if (!source.file) Object.assign(state, { answer: null, layers: null, error: "", busy: false });
+    // An answer goes with its image: what is shown, named and downloaded is of one.
+    if (state.image !== source.bitmap) Object.assign(state, { image: source.bitmap, answer: null, layers: null, error: "", busy: false });
     if (!source.file || !state.model || !state.seen) { request = null; draw(); return; }
     const clicked = isPromptable();
     if (prompts.begin(state.model) && clicked) Object.assign(state, { answer: null, layers: null });
@@ -116,6 +117,7 @@ export function playground(main, given, go) {
     if (!state.layers) {
       photograph(picture, ...displaySize(source.bitmap, Math.max(stage.clientWidth, 200)));
       top.getContext("2d").clearRect(0, 0, top.width, top.height);
+      top.setAttribute("aria-label", "no answer yet");
     }
     stage.querySelector(".busy")?.remove();
     if (state.busy && !(isPromptable() && state.answer)) stage.append(h("span", { class: "tag moving busy" }, "Segmenting"));

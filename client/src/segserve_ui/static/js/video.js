@@ -7,6 +7,7 @@ const RATES = [10, 12, 12.5, 15, 20, 23.976, 24, 25, 29.97, 30, 48, 50, 59.94, 6
 const MEASURED = 16;
 const MEASURE_MS = 4000;
 const SETTLE_MS = 120;
+const DRAWN_MS = 4000;
 
 /** The scrubber of the video that is open; empty without one. */
 export const scrubber = h("div", { class: "scrubber", hidden: true });
@@ -53,7 +54,7 @@ class Scrubber {
     this.busy = true;
     while (this.at !== this.wanted) {
       const next = this.wanted;
-      await seek(this.video, Math.min((next + 0.5) * this.step, this.video.duration));
+      await seekFrame(this.video, Math.min((next + 0.5) * this.step, this.video.duration), this.step);
       await new Promise((done) => { setTimeout(done, this.at < 0 ? 0 : SETTLE_MS); });
       if (this.isOver()) return;
       this.at = next;
@@ -84,6 +85,23 @@ async function seek(video, seconds) {
   const sought = event(video, "seeked");
   video.currentTime = seconds;
   await sought;
+}
+
+/** Seek, and wait until the frame there is drawn: a busy browser draws it long after "seeked", and the former until then. */
+async function seekFrame(video, seconds, step) {
+  let isSought = false;
+  const drawn = new Promise((done) => {
+    setTimeout(done, DRAWN_MS);  // a page that nobody sees draws nothing
+    const next = (_, { mediaTime }) => {
+      // One that is drawn before "seeked" may still be of what was played.
+      if (isSought || (mediaTime <= seconds && seconds - mediaTime < step)) done();
+      else video.requestVideoFrameCallback(next);
+    };
+    video.requestVideoFrameCallback(next);
+  });
+  await seek(video, seconds);
+  isSought = true;
+  await drawn;
 }
 
 /** Return how long a frame is shown, from when the first frames are: files do not tell it to scripts. */
