@@ -250,6 +250,16 @@ def test_nothing_that_is_shown_is_of_another_image(page: Page, tmp_path: Path) -
     expect(page.get_by_role("img", name="no answer yet")).to_have_count(1)
     expect(page.get_by_role("button", name="COCO")).to_have_count(0)
 
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_role("combobox", name="Second").select_option("coins-twostage")
+    expect(page.locator(".big")).to_have_count(1)
+    page.route("**/api/compare?*", lambda _: None)
+
+    page.locator("input[type=file]").set_input_files(PHOTO)
+
+    expect(page.get_by_text("Both models are at work.")).to_be_visible()
+    expect(page.locator(".big")).to_have_count(0)
+
 
 def test_a_picture_from_the_camera_is_segmented(page: Page) -> None:
     page.get_by_role("button", name="Take a picture").click()

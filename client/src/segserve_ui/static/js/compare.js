@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 import { alert, fill, h, meter, swatch, watch } from "./dom.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
-import { chooser, droppable, examplesOf, invitation, photograph, refused, source, stepper } from "./source.js";
+import { chooser, droppable, examplesOf, forget, invitation, photograph, refused, source, stepper } from "./source.js";
 import { summary } from "./summary.js";
 import { scrubber } from "./video.js";
 
@@ -12,7 +12,7 @@ const ONLY_SECOND = [40, 130, 240];
 const OTHER_CLASS = [220, 40, 90];
 
 export function compare(main, given, go) {
-  const state = { seen: null, first: given.get("first") ?? "", second: given.get("second") ?? "", answer: null, layers: [], view: "swipe", swipe: 50, opacity: 0.5, busy: false, error: "" };
+  const state = { seen: null, first: given.get("first") ?? "", second: given.get("second") ?? "", image: null, answer: null, layers: [], view: "swipe", swipe: 50, opacity: 0.5, busy: false, error: "" };
   let request = null;
   let over = false;
   const controls = h("div", { class: "row" });
@@ -32,6 +32,7 @@ export function compare(main, given, go) {
 
   async function compareBoth() {
     request?.abort();
+    forget(state, { answer: null, layers: [] });
     if (!source.file || !state.first || !state.second) { request = null; draw(); return; }
     const mine = new AbortController();
     request = mine;

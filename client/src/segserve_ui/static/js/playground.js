@@ -6,7 +6,7 @@ import { gallery, gather } from "./gallery.js";
 import { noModel } from "./models.js";
 import { Layers, coloursOf, displaySize, fitted, shownObjects } from "./overlay.js";
 import { Prompts } from "./prompts.js";
-import { chooser, droppable, examplesOf, invitation, photograph, refused, source, stepper } from "./source.js";
+import { chooser, droppable, examplesOf, forget, invitation, photograph, refused, source, stepper } from "./source.js";
 import { percent, pixels, summary } from "./summary.js";
 import { scrubber } from "./video.js";
 
@@ -44,8 +44,7 @@ export function playground(main, given, go) {
 
   async function segment() {
     request?.abort();
-    // An answer goes with its image: what is shown, named and downloaded is of one.
-    if (state.image !== source.bitmap) Object.assign(state, { image: source.bitmap, answer: null, layers: null, error: "", busy: false });
+    forget(state, { answer: null, layers: null });
     if (!source.file || !state.model || !state.seen) { request = null; draw(); return; }
     const clicked = isPromptable();
     if (prompts.begin(state.model) && clicked) Object.assign(state, { answer: null, layers: null });

@@ -31,6 +31,11 @@ export function show(file, name, bitmap, { images = [], at = 0, frame = null } =
   for (const listener of [...source.listeners]) listener();
 }
 
+/** Make a page's state hold nothing of a former image: what is shown, named and downloaded is of the one that is shown. */
+export function forget(state, nothing) {
+  if (state.image !== source.bitmap) Object.assign(state, { image: source.bitmap, error: "", busy: false, ...nothing });
+}
+
 /** End what was opened before, and return a function that says whether something else has been opened since. */
 export function opening(onEnd = () => {}) {
   const mine = ++latest;

@@ -89,18 +89,16 @@ async function seek(video, seconds) {
 
 /** Seek, and wait until the frame there is drawn: a busy browser draws it long after "seeked", and the former until then. */
 async function seekFrame(video, seconds, step) {
-  let isSought = false;
   const drawn = new Promise((done) => {
     setTimeout(done, DRAWN_MS);  // a page that nobody sees draws nothing
     const next = (_, { mediaTime }) => {
       // One that is drawn before "seeked" may still be of what was played.
-      if (isSought || (mediaTime <= seconds && seconds - mediaTime < step)) done();
+      if (!video.seeking || (mediaTime <= seconds && seconds - mediaTime < step)) done();
       else video.requestVideoFrameCallback(next);
     };
     video.requestVideoFrameCallback(next);
   });
   await seek(video, seconds);
-  isSought = true;
   await drawn;
 }
 
