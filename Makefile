@@ -193,7 +193,7 @@ test-cluster: oracles peers cluster-build kernels  ## Tests on a real Kubernetes
 	$(TIER) cluster$(if $(KUBERNETES),-$(KUBERNETES))
 	cd tests && $(CURDIR)/$(BIN)/python -m machine_state
 
-test-bench: oracles exporters cluster-programs kernels $(VENV)-rivals/stamp  ## Benches and demos, each with the least load (Debian, root, npm)
+test-bench: oracles exporters cluster-build kernels $(VENV)-rivals/stamp  ## Benches and demos, each with the least load (Debian, root, Go, npm)
 	$(TIER) bench
 
 test-thorough: kernels  ## Whole sweeps of what quick tests sample, such as a crash at every write

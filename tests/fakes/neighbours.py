@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +26,9 @@ def build(name: str, program: Path, package: str = ".") -> Path:
 
 
 def folder_of(name: str, module: str) -> Path:
-    """Return where a module's files are that the program of a folder is built from."""
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    return Path(subprocess.check_output(command, cwd=HERE / name, env=os.environ | GO, text=True).strip())
+    """Return where a module's files are that the program of a folder is built from; fetches them where they are not."""
+    command = ["go", "mod", "download", "-json", module]
+    return Path(json.loads(subprocess.check_output(command, cwd=HERE / name, env=os.environ | GO))["Dir"])
 
 
 @contextmanager
