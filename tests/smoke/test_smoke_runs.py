@@ -39,13 +39,13 @@ PRINTED: Final = ("bench.local_kills",)
 """Of these nothing is written."""
 MARKS: Final = {
     "bench-exporters": pytest.mark.needs("exporters"),
+    "bench-operator": pytest.mark.needs("kubectl"),
+    "bench-prompt": pytest.mark.needs("kubectl"),
+    "bench-rollout-peers": pytest.mark.needs("hours"),
     "bench-stages": pytest.mark.needs("torchvision", "pydensecrf"),
     "bench.layouts": pytest.mark.needs("triton"),
     "bench.ui": pytest.mark.needs("chromium"),
     "gpu": pytest.mark.needs("gpu"),
-    "bench-operator": pytest.mark.needs("kubectl"),
-    "bench-prompt": pytest.mark.needs("kubectl"),
-    "bench-rollout-peers": pytest.mark.needs("hours"),
     **{f"bench.operator_{name}": pytest.mark.needs("kubectl") for name in ("faults", "mutations", "soak")},
 }
 

@@ -151,8 +151,7 @@ export function compare(main, given, go) {
 
   const resized = new ResizeObserver(() => { if (state.answer) pictures(); });
   resized.observe(stage);
-  const changed = () => { state.answer = null; compareBoth(); };
-  source.listeners.add(changed);
+  source.listeners.add(compareBoth);
   draw();
   const [end] = watch("/api/models", (seen) => {
     const names = seen.models.filter((model) => model.state.serves).map((model) => model.name);
@@ -164,5 +163,5 @@ export function compare(main, given, go) {
     if (state.answer || names.length < 2) draw();
     else compareBoth();
   }, (message) => { state.error = message; draw(); });
-  return () => { over = true; end(); request?.abort(); resized.disconnect(); source.listeners.delete(changed); };
+  return () => { over = true; end(); request?.abort(); resized.disconnect(); source.listeners.delete(compareBoth); };
 }
