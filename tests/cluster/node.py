@@ -77,6 +77,14 @@ class Node:
         rules = self.run("iptables-save -t nat | sed -n 's/.* -j DNAT --to-destination //p'")
         return {rule.rpartition(":")[0] for rule in rules.splitlines()}
 
+    def forget_connections(self, address: str) -> None:
+        """Forget which connections to Services went to an address.
+
+        For two minutes conntrack sends one from the same port to the same address, also where a Service has left it.
+        Linux has a new place from which it gives out ports every ten seconds, so a port may come again at once.
+        """
+        self.run(f"conntrack -D --reply-src {address} || [ $? = 1 ]  # there were none")
+
     def exhaust_memory(self, pid: int) -> None:
         """Leave the container of a process no more memory than it uses, and ask for more: the kernel kills its largest.
 

@@ -139,16 +139,18 @@ def test_a_container_whose_memory_is_used_up_comes_back_and_takes_at_most_its_ow
     world: World, load: Callable[..., AbstractContextManager[Load]], record_property: Note,
     component: str, index: int, container: str, excuses: tuple[str, ...],
 ) -> None:  # fmt: skip
-    pod = sorted(map(name_of, world.pool.pods(component)))[index]
+    pods = sorted(map(name_of, world.pool.pods(component)))
+    pod, other = pods[index], pods[1 - index]
 
-    def processes() -> set[Process]:
+    def processes(pod: str) -> set[Process]:
         return set(world.cluster.processes(world.pool.namespace, pod, container))
 
     def healed() -> bool:
         ended = len(former) > 1 or world.cluster.ended_by(world.pool.namespace, pod, container) == "OOMKilled"
-        return ended and processes() != former and len(processes()) == len(former)
+        return ended and processes(pod) != former and len(processes(pod)) == len(processes(other))
 
-    former = processes()
+    # What is left of a step that was killed before ends once it has been idle for twenty seconds.
+    former = processes(pod)
     with load() as clients:
         struck = world.exhaust_memory(former)
         back_s = world.comes_back(healed)

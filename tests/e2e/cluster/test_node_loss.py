@@ -82,9 +82,7 @@ def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_a
             pool.wait("each node has a gateway", lambda: pool.is_whole(1, 2), WHOLE_S)
         (lost,) = [pod for pod in pool.gateways() if pod["spec"]["nodeName"] == second.name]
         former = pool.routes()["coins"]["shares"][0]["revision"]
-        # A port comes again after some 3,000 connections, and for two minutes conntrack sends it to where one went that
-        # got no answer.
-        with Load(pool.url, reconnects=True, pause_s=0.4) as load:
+        with Load(pool.url, reconnects=True) as load:
             load.answers_go_on(100)
             began_s = time.monotonic()
             second.lose()
@@ -93,6 +91,7 @@ def test_a_gateway_that_is_lost_with_its_node_holds_no_change_up_and_the_other_a
             out_s = time.monotonic() - began_s
             # kube-proxy follows: in a second, or later on a busy machine.
             pool.wait("callers are not sent there", lambda: address not in cluster.node.destinations(), WHOLE_S)
+            cluster.node.forget_connections(address)
             struck = Strike(began_s, time.monotonic())
             load.answers_go_on()
             pool.apply(coins_manifest(min_area=151, keepPrevious="0s"))
