@@ -238,27 +238,62 @@ def test_a_video_is_segmented_frame_by_frame(page: Page, tmp_path: Path) -> None
     expect(slider).to_have_count(0)
 
 
-def test_nothing_that_is_shown_is_of_another_image(page: Page, tmp_path: Path) -> None:
+def test_nothing_that_is_shown_is_of_another_image(browser: Browser, access: PageAccess, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     Image.new("L", (384, 303), 225).save(other)
-    segment(page, "coins")
-    page.route("**/api/segment?*", lambda _: None)  # it is never answered
+    with silent(browser, access.url, complaints=("Failed to load resource",)) as page:
+        segment(page, "coins")
+        page.route("**/api/segment?*", lambda _: None)  # it is never answered
 
-    page.locator("input[type=file]").set_input_files(other)
+        page.locator("input[type=file]").set_input_files(other)
 
-    expect(page.get_by_text("Waiting for the answer")).to_be_visible()
-    expect(page.get_by_role("img", name="no answer yet")).to_have_count(1)
-    expect(page.get_by_role("button", name="COCO")).to_have_count(0)
+        expect(page.get_by_text("Waiting for the answer")).to_be_visible()
+        expect(page.get_by_role("img", name="no answer yet")).to_have_count(1)
+        expect(page.get_by_role("button", name="COCO")).to_have_count(0)
 
+        page.get_by_role("link", name="Compare").click()
+        page.get_by_role("combobox", name="Second").select_option("coins-twostage")
+        expect(page.locator(".big")).to_have_count(1)
+        refusal = "this image has no pixels"
+        page.route("**/api/compare?*", lambda route: route.fulfill(status=400, json={"error": refusal}))
+
+        page.locator("input[type=file]").set_input_files(PHOTO)
+
+        expect(page.get_by_text(refusal)).to_be_visible()
+        expect(page.locator(".big")).to_have_count(0)
+        page.route("**/api/compare?*", lambda _: None)
+
+        page.locator("input[type=file]").set_input_files(other)
+
+        expect(page.get_by_text("Both models are at work.")).to_be_visible()
+        expect(page.get_by_text(refusal)).to_have_count(0)
+
+
+def test_a_comparison_under_way_goes_on_while_the_state_of_a_model_changes(page: Page) -> None:
+    seen: list[str] = []
+    held: list[Route] = []
+
+    def changed(route: Route) -> None:
+        seen.append(route.request.url)
+        response = route.fetch()
+        route.fulfill(response=response, json={**response.json(), "change": len(seen)})
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/api/models", changed)
+    page.route("**/api/compare?*", hold)
     page.get_by_role("link", name="Compare").click()
-    page.get_by_role("combobox", name="Second").select_option("coins-twostage")
-    expect(page.locator(".big")).to_have_count(1)
-    page.route("**/api/compare?*", lambda _: None)
-
     page.locator("input[type=file]").set_input_files(PHOTO)
-
     expect(page.get_by_text("Both models are at work.")).to_be_visible()
-    expect(page.locator(".big")).to_have_count(0)
+    while len(seen) < 4:
+        page.wait_for_timeout(200)
+    assert len(held) == 1
+
+    held[0].continue_()
+
+    expect(page.locator(".big")).to_have_count(1)
+    page.unroute_all(behavior="wait")
 
 
 def test_a_picture_from_the_camera_is_segmented(page: Page) -> None:

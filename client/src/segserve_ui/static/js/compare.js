@@ -157,11 +157,13 @@ export function compare(main, given, go) {
     const names = seen.models.filter((model) => model.state.serves).map((model) => model.name);
     const task = (name) => seen.models.find((model) => model.name === name)?.task;
     const partner = (name) => names.find((other) => other !== name && task(other) === task(name));
-    if (!names.includes(state.first)) state.first = names.find((name) => partner(name)) ?? names[0];
-    if (!names.includes(state.second)) state.second = partner(state.first) ?? names.find((name) => name !== state.first) ?? state.first;
+    const [first, second] = [state.first, state.second];
+    if (!names.includes(first)) state.first = names.find((name) => partner(name)) ?? names[0];
+    if (!names.includes(second)) state.second = partner(state.first) ?? names.find((name) => name !== state.first) ?? state.first;
+    const isNew = state.first !== first || state.second !== second;
     Object.assign(state, { seen, error: names.length < 2 ? "A comparison needs two models that serve." : "" });
-    if (state.answer || names.length < 2) draw();
-    else compareBoth();
+    if (names.length > 1 && (isNew || !(state.answer || state.busy))) compareBoth();
+    else draw();
   }, (message) => { state.error = message; draw(); });
   return () => { over = true; end(); request?.abort(); resized.disconnect(); source.listeners.delete(compareBoth); };
 }
