@@ -150,7 +150,9 @@ def instances(tmp_path: Path) -> Iterator[Callable[[int], list[psutil.Process]]]
         time.sleep(0.02)  # the kernel counts hundredths of a second
         made = [subprocess.Popen([stub, file]) for _ in range(count)]
         started.extend(made)
-        return [psutil.Process(each.pid) for each in made]
+        found = [psutil.Process(each.pid) for each in made]
+        until(lambda: all(each.cmdline() for each in found), "their commands")
+        return found
 
     yield start
     for each in started:
