@@ -147,9 +147,9 @@ def test_a_container_whose_memory_is_used_up_comes_back_and_takes_at_most_its_ow
 
     def healed() -> bool:
         ended = len(former) > 1 or world.cluster.ended_by(world.pool.namespace, pod, container) == "OOMKilled"
+        # `former` may hold what is left of a step that was killed before, until that has been idle for twenty seconds.
         return ended and processes(pod) != former and len(processes(pod)) == len(processes(other))
 
-    # What is left of a step that was killed before ends once it has been idle for twenty seconds.
     former = processes(pod)
     with load() as clients:
         struck = world.exhaust_memory(former)
